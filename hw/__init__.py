@@ -1,0 +1,1 @@
+"""What stands for hardware: boards, the bench, and virtual Sensors."""
