@@ -1,1 +1,1 @@
-"""Virtual Sensors and radio: the ground truth of tests and demo. Imports nothing of gateway/ or sync_service/."""
+"""Virtual Sensors and radio, the ground truth of the demo: nothing of gateway/ or sync_service/ is here."""

@@ -109,12 +109,15 @@ class BumbleAdapter:
         async with asyncio.timeout(timeout_s), self._connecting:
             attempt = asyncio.ensure_future(self.device.connect_le(peer, timeout=None))
             try:
-                return await asyncio.shield(attempt)
+                link = await asyncio.shield(attempt)
             except asyncio.CancelledError:
                 await self._take_back(self.device, attempt)
                 raise
             except core.BaseBumbleError as error:
                 raise BleakError(f"connection failed: {error}") from error
+            if not _is_up(link):
+                raise BleakError("connection failed to be established")
+            return link
 
     async def _take_back(self, device: Device, attempt: "asyncio.Future[Connection]") -> None:
         """Cancel at the controller, or bumble refuses every later connection; it may just have succeeded."""
@@ -122,7 +125,7 @@ class BumbleAdapter:
             with suppress(hci.HCI_Error):
                 await device.send_sync_command(hci.HCI_LE_Create_Connection_Cancel_Command())
             await asyncio.wait({attempt}, timeout=_CANCEL_AGAIN_S)
-        if attempt.exception() is None:
+        if attempt.exception() is None and _is_up(attempt.result()):
             await attempt.result().disconnect()
 
 
@@ -329,6 +332,11 @@ class _Client(BaseBleakClient):
             for descriptor in await characteristic.discover_descriptors():
                 found.add_descriptor(_descriptor(descriptor, here))
             characteristic.descriptors_discovered = True
+
+
+def _is_up(link: Connection) -> bool:
+    """False when it went before anybody could listen for that."""
+    return link.device.connections.get(link.handle) is link
 
 
 def _characteristic(

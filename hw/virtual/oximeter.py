@@ -23,7 +23,7 @@ from hw.virtual import sfloat
 from hw.virtual.clock import SensorClock, decode_current_time, encode_current_time, encode_date_time
 from hw.virtual.ledger import CONTINUOUS, DISCARDED, EMPTIED, SENT, SPOT_CHECK, Ledger, Measurement
 from hw.virtual.radio import Room
-from hw.virtual.sensor import INDICATE, NOTIFY, Habits, Label, Sensor, gatt_service
+from hw.virtual.sensor import INDICATE, NOTIFY, Habits, Label, Sensor, gatt_service, stop
 from hw.virtual.sfloat import Quantity
 
 PULSE_OXIMETER = 0x1822
@@ -169,10 +169,7 @@ class Oximeter(Sensor):
     async def stop_continuous(self) -> None:
         if self._stream is not None:
             stream, self._stream = self._stream, None
-            stream.cancel()
-            await asyncio.wait({stream})
-            if not stream.cancelled():
-                stream.result()
+            await stop(stream)
 
     async def power_off(self) -> None:
         await self.stop_continuous()
@@ -209,12 +206,11 @@ class Oximeter(Sensor):
 
     async def _deliver(self, link: Connection) -> None:
         request = self._request
-        if request is not None and request.link is link:
-            await self._run_procedure(request)
-        self._request = None
-        if self._abort:
-            self._abort = False
-            await self._answer(link, _ABORT, _SUCCESS)
+        if request is not None:
+            answer = await self._answer_to(request) if request.link is link else None
+            self._request = None  # over: the next request may come before this answer's confirmation
+            if answer is not None:
+                await self._indicate(link, self._racp, answer)
         if self._new is not None and self._subscribed(link, self._spot, INDICATE):
             await self._send_new(link, self._new)
 
@@ -227,11 +223,14 @@ class Oximeter(Sensor):
             self._put_away(record)
 
     async def _send_new(self, link: Connection, record: _Record) -> None:
-        confirmed = await self._send(link, self._spot, record.encode(stored=False), record.measurement)
-        if self._new is record:
-            self._new = None if confirmed else record
-        elif not confirmed:  # a newer one came while this was on its way
-            self._put_away(record)
+        confirmed = False
+        try:
+            confirmed = await self._send(link, self._spot, record.encode(stored=False), record.measurement)
+        finally:
+            if confirmed and self._new is record:
+                self._new = None
+            if not confirmed and self._new is not record:  # a newer one came while this was on its way
+                self._put_away(record)
 
     def _put_away(self, record: _Record) -> None:
         if not self._storage:
@@ -331,31 +330,29 @@ class Oximeter(Sensor):
             self._request = _Request(link, op, operator, operand)
             self._abort = False
 
-    async def _run_procedure(self, request: _Request) -> None:
-        """One request, answered by one indication; the loss of the link ends it without an answer."""
-        link, op = request.link, request.op
+    async def _answer_to(self, request: _Request) -> bytes | None:
+        """Carry out one request: the answer to indicate, or None when the link went, which ends it."""
+        op = request.op
         refusal = _refusal(op, request.operator, request.operand)
         if refusal is not None:
-            await self._answer(link, op, refusal)
-        elif op == _COUNT:
-            await self._indicate(link, self._racp, struct.pack("<BBH", _COUNT_IS, _NULL, len(self._stored)))
-        elif op == _DELETE:
-            await self._answer(link, op, self._empty())
-        elif op == _ABORT:
-            await self._answer(link, op, _SUCCESS)
-        else:
-            await self._report(link)
+            return _answer(op, refusal)
+        if op == _COUNT:
+            return struct.pack("<BBH", _COUNT_IS, _NULL, len(self._stored))
+        if op == _DELETE:
+            return _answer(op, self._empty())
+        if op == _ABORT:  # nothing is running: trivially done
+            return _answer(op, _SUCCESS)
+        return await self._report(request.link)
 
-    async def _report(self, link: Connection) -> None:
+    async def _report(self, link: Connection) -> bytes | None:
         """All stored records, oldest first; each is forgotten at its own confirmation, not at the end."""
         answer = _SUCCESS if self._stored else _NO_RECORDS
         while self._stored and not self._abort:
             record = self._stored[0]
             if not await self._send(link, self._spot, record.encode(stored=True), record.measurement):
-                return
+                return None
             self._stored.popleft()
-        if not self._abort:
-            await self._answer(link, _REPORT, answer)
+        return _answer(_ABORT, _SUCCESS) if self._abort else _answer(_REPORT, answer)
 
     def _empty(self) -> int:
         if not self._stored:
@@ -365,8 +362,9 @@ class Oximeter(Sensor):
         self._stored.clear()
         return _SUCCESS
 
-    async def _answer(self, link: Connection, op: int, answer: int) -> None:
-        await self._indicate(link, self._racp, bytes((_ANSWER, _NULL, op, answer)))
+
+def _answer(op: int, answer: int) -> bytes:
+    return bytes((_ANSWER, _NULL, op, answer))
 
 
 def _refusal(op: int, operator: int, operand: bytes) -> int | None:

@@ -47,6 +47,7 @@ _ENCRYPTED_WRITE = att.Attribute.WRITEABLE | att.Attribute.WRITE_REQUIRES_ENCRYP
 
 _LIMITED_DISCOVERABLE_LE_ONLY = 0x05
 _ADVERTISING_BYTES = 31
+_CANCEL_AGAIN_S = 0.05
 
 Read = Callable[[], bytes]
 Write = Callable[[Connection, bytes], None]
@@ -107,7 +108,7 @@ class Sensor:
         self._dark_at = 0.0  # loop time
         self._pairing_until = 0.0
         self._delivered = False  # something, in this session
-        self._sending: Measurement | None = None  # indicated, not confirmed yet: must not be put away meanwhile
+        self._sending: Measurement | None = None  # indicated, not confirmed: not to be put away now
         self._drops = 0
 
     async def __aenter__(self) -> Self:
@@ -136,15 +137,14 @@ class Sensor:
         if device is None:
             return
         life, self._life = self._life, None
-        if life is not None:
-            life.cancel()
-            await asyncio.wait({life})
-        self._retire()
-        await self.room.leave(device)
-        self._link = None
-        self._dark_at = 0.0
-        if life is not None and not life.cancelled():
-            life.result()  # a bug in the Sensor must not stay in its task
+        try:
+            if life is not None:
+                await stop(life)
+        finally:
+            self._retire()
+            await self.room.leave(device)
+            self._link = None
+            self._dark_at = 0.0
 
     def wake(self, window_s: float | None = None) -> None:
         """Press the button: connectable for a window, without a new measurement."""
@@ -401,6 +401,19 @@ class Sensor:
 
 def gatt_service(uuid: int, characteristics: list[Characteristic[bytes]]) -> Service:
     return Service(UUID.from_16_bits(uuid), characteristics)
+
+
+async def stop(task: asyncio.Task[None]) -> None:
+    """
+    Cancel until it is over, and raise what it died of: a Sensor's own bug must not stay hidden in its task.
+
+    Once is not enough: wait_for of Python 3.11, on which bumble waits, can swallow a cancellation.
+    """
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_CANCEL_AGAIN_S)
+    if not task.cancelled():
+        task.result()
 
 
 def _now() -> float:
