@@ -101,6 +101,7 @@ create table if not exists reading (
     quality          text,                  -- synced, extrapolated, sensor_corrected, bracketed
     state            text not null,         -- queued, held, repeat
     reason           text,                  -- why it is held
+    barred           integer not null default 0,    -- held for its Sensor's sake: no Assignment can release it
     assignment       integer references assignment,
     derived_ms       integer not null,
     unique (journal, sequence)
@@ -119,7 +120,8 @@ create table if not exists outbox (
     answer      text,                       -- the Hub's last word: status, and diagnostics where it refused
     done_ms     integer
 );
-create index if not exists outbox_queued on outbox (due_ms) where state = 'queued';
+-- By patient: deliveries for one patient are serialised, and one patient's backlog must not hide the others.
+create index if not exists outbox_queued on outbox (patient, due_ms) where state = 'queued';
 create index if not exists outbox_parked on outbox (reading) where state = 'parked';
 
 -- Who changed what, and when.
