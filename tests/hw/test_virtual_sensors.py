@@ -564,11 +564,11 @@ async def test_operation_on_a_lost_link_fails_at_once(room: Room, gateway: Bumbl
     async with cuff(room) as sensor:
         sensor.wake()
         async with paired(gateway, sensor) as client:
-            reading = asyncio.ensure_future(client.read_gatt_char("2a49"))
+            reads = [asyncio.ensure_future(client.read_gatt_char("2a49")) for _ in range(2)]  # one sent, one queued
             await asyncio.sleep(0)
             room.drop(sensor.address)
-            with pytest.raises(BleakError):
-                async with asyncio.timeout(1):
-                    await reading
+            async with asyncio.timeout(1):
+                outcome = await asyncio.gather(*reads, return_exceptions=True)
+            assert [type(error) for error in outcome] == [BleakError, BleakError]
             with pytest.raises(BleakError):
                 await client.read_gatt_char("2a49")
