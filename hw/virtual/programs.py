@@ -1,0 +1,309 @@
+"""The programs that Homeward needs beside Python: Mosquitto, and MicroPython with 64-bit and 32-bit words.
+
+A program is taken from the environment (`$MOSQUITTO`, `$MICROPYTHON`, `$MICROPYTHON32`), else from PATH,
+else from Homeward's cache. When it is nowhere, apt fetches the distribution's package and what that depends
+on, from the mirror that apt is already set up with; they are unpacked into the cache and run through their
+own libc. The one rule: nothing is installed, so no root is needed, no service starts, and removing the
+cache removes all. apt checks every file against the distribution's signatures; that is never switched off.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+MICROPYTHON_OLDEST = (1, 25)  # the oldest release that the Gateway is written for
+MOSQUITTO_OLDEST = (2, 0)  # 1.x listens to the world by default and reads ACL patterns differently
+_PROBE_TIMEOUT_S = 20
+_APT_TIMEOUT_S = 300
+# Suites whose packages are new enough, the preferred one first; the next one stands in while a mirror is
+# being updated. They need not be the machine's own suite, because each is run with its own libc.
+_SUITES = {"debian": ("trixie", "forky"), "ubuntu": ("resolute", "questing")}
+_COMPONENTS = {"debian": "main", "ubuntu": "main universe"}
+_PATH_BESIDES = (
+    "/usr/sbin",
+    "/usr/local/sbin",
+    "/opt/homebrew/sbin",
+    "/opt/homebrew/bin",
+)  # not on every user's PATH
+
+
+class ProgramMissing(Exception):
+    """A program is not here and cannot be brought; the message says what to do."""
+
+
+class _Refused(Exception):
+    """apt, dpkg or the fetched program itself did not do what was asked; the next suite may."""
+
+
+class _Program(NamedTuple):
+    name: str  # of the program and of its package
+    variable: str  # environment variable that names it
+    architecture: str  # of the package, in Debian's words; "" when there is none to bring
+    works: Callable[[list[str]], bool]
+    wanted: str  # what a person has to get
+
+
+def mosquitto() -> list[str]:
+    """Command line of a Mosquitto >= 2.0; raises ProgramMissing."""
+    wanted = "Mosquitto 2.0 or later"
+    return _locate(_Program("mosquitto", "MOSQUITTO", _architecture(64), _is_mosquitto, wanted))
+
+
+def micropython(bits: int) -> list[str]:
+    """Command line of a unix MicroPython >= 1.25 with words of 64 or 32 bits; raises ProgramMissing."""
+    variable = "MICROPYTHON" if bits == 64 else "MICROPYTHON32"
+    wanted = f"a {bits}-bit unix MicroPython 1.25 or later"
+    if bits == 32:
+        wanted += " (in its sources: make -C ports/unix MICROPY_FORCE_32BIT=1)"
+    return _locate(
+        _Program(
+            "micropython",
+            variable,
+            _architecture(bits),
+            lambda command: _is_micropython(command, bits),
+            wanted,
+        )
+    )
+
+
+def _locate(program: _Program) -> list[str]:
+    chosen = shlex.split(os.environ.get(program.variable, ""))
+    if chosen:
+        if not program.works(chosen):
+            raise ProgramMissing(
+                f"${program.variable} is {shlex.join(chosen)!r}, which is not {program.wanted}."
+            )
+        return chosen
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_PATH_BESIDES])
+    found = shutil.which(program.name, path=path)
+    if found and program.works([found]):
+        return [found]
+    return _cached(program) or _bring(program)
+
+
+def _is_mosquitto(command: list[str]) -> bool:
+    found = re.search(r"mosquitto version (\d+)\.(\d+)", _output([*command, "-h"]))
+    return found is not None and (int(found[1]), int(found[2])) >= MOSQUITTO_OLDEST
+
+
+def _is_micropython(command: list[str], bits: int) -> bool:
+    probe = (
+        "import sys; i = sys.implementation; print(i[0], i[1][0], i[1][1], 64 if sys.maxsize >> 31 else 32)"
+    )
+    words = _output([*command, "-c", probe]).split()
+    if len(words) != 4 or words[0] != "micropython":
+        return False
+    return (int(words[1]), int(words[2])) >= MICROPYTHON_OLDEST and int(words[3]) == bits
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints, whatever its exit code (mosquitto -h ends with 3); "" when it cannot run."""
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_PROBE_TIMEOUT_S,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base, "homeward")
+
+
+def _cached(program: _Program) -> list[str] | None:
+    """The newest unpacked package that still works here (the cache may have moved to another machine)."""
+    for root in sorted(_cache().glob(f"{program.name}_*_{program.architecture}"), reverse=True):
+        command = _command(root, program.name)
+        if command and program.works(command):
+            return command
+    return None
+
+
+def _command(root: Path, name: str) -> list[str] | None:
+    """How to run a program of an unpacked tree: through the tree's own loader and libraries."""
+    loader = next(root.glob("usr/lib/*/ld*.so.[0-9]"), None)
+    binary = next(root.glob(f"usr/*bin/{name}"), None)
+    if loader is None or binary is None:
+        return None
+    libraries = f"{loader.parent}:{root / 'lib' / loader.parent.name}"
+    return [str(loader), "--library-path", libraries, str(binary)]
+
+
+def _bring(program: _Program) -> list[str]:
+    distribution = _distribution()
+    if not program.architecture or distribution not in _SUITES or not shutil.which("apt-get"):
+        raise ProgramMissing(_advice(program, "and this machine has no package of it to bring"))
+    with _locked(_cache()):
+        # Another process may have brought it while this one waited for the lock.
+        return _cached(program) or _fetch(program, distribution)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch(program: _Program, distribution: str) -> list[str]:
+    reasons = []
+    for suite, mirror in itertools.product(_SUITES[distribution], _mirrors()):
+        print(f"Bringing {program.name} ({program.architecture}) from {suite} ...", file=sys.stderr)
+        with tempfile.TemporaryDirectory(dir=_cache()) as work:
+            try:
+                _unpack(Path(work), program, _source(distribution, suite, program.architecture, mirror))
+                return _keep(Path(work), program)
+            except _Refused as problem:
+                reasons.append(f"{suite}: {problem}")
+    why = "; ".join(reasons) or "its source lists name no mirror of this release"
+    raise ProgramMissing(_advice(program, f"and apt could not bring it ({why})"))
+
+
+def _source(distribution: str, suite: str, architecture: str, mirror: str) -> str:
+    """One line of an apt source list, trusting the distribution's key alone."""
+    keyring = Path(f"/usr/share/keyrings/{distribution}-archive-keyring.gpg")
+    signed = f" signed-by={keyring}" if keyring.exists() else ""
+    return f"deb [arch={architecture}{signed}] {mirror} {suite} {_COMPONENTS[distribution]}\n"
+
+
+def _unpack(work: Path, program: _Program, source: str) -> None:
+    """Fetch a package with all that it depends on (by its status file nothing is here yet) and unpack it."""
+    for folder in ("lists/partial", "archives/partial", "root"):
+        (work / folder).mkdir(parents=True)
+    (work / "sources.list").write_text(source)
+    (work / "status").touch()
+    options = _apt_options(work, program.architecture)
+    _run(["apt-get", *options, "update"])
+    _run(
+        ["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", program.name]
+    )
+    for package in (work / "archives").glob("*.deb"):
+        _run(["dpkg", "-x", str(package), str(work / "root")])
+
+
+def _apt_options(work: Path, architecture: str) -> list[str]:
+    settings = {
+        "Dir::State": work,
+        "Dir::State::Lists": work / "lists",
+        "Dir::State::status": work / "status",
+        "Dir::Cache": work,
+        "Dir::Cache::archives": work / "archives",
+        "Dir::Etc::sourcelist": work / "sources.list",
+        "Dir::Etc::sourceparts": "/dev/null",
+        "Dir::Etc::preferences": "/dev/null",  # a person's pins are about installed packages
+        "Dir::Etc::preferencesparts": "/dev/null",
+        "APT::Architecture": architecture,
+        "APT::Architectures": architecture,
+        "APT::Sandbox::User": "root",  # apt's own user cannot enter a folder in somebody's home
+        "APT::Update::Error-Mode": "any",
+        "Acquire::Languages": "none",
+        "Acquire::Retries": 3,
+    }
+    return ["-qq", *(f"-o{name}={value}" for name, value in settings.items())]
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_APT_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as problem:
+        raise _Refused(f"{command[0]} took more than {_APT_TIMEOUT_S} s") from problem
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if line.startswith(("E:", "dpkg"))]
+        raise _Refused(lines[0] if lines else f"{command[0]} ended with {done.returncode}")
+    return done.stdout
+
+
+def _keep(work: Path, program: _Program) -> list[str]:
+    """Move the unpacked tree to its place in the cache, named after the version: all of it or nothing."""
+    package = next((work / "archives").glob(f"{program.name}_*.deb"))
+    command = _command(work / "root", program.name)
+    if command is None or not program.works(command):
+        raise _Refused(f"{package.stem} does not run on this machine")
+    place = _cache() / package.stem
+    shutil.rmtree(place, ignore_errors=True)
+    os.rename(work / "root", place)
+    kept = _command(place, program.name)
+    assert kept is not None
+    return kept
+
+
+def _mirrors() -> list[str]:
+    """Addresses that apt takes this machine's own suite from, in either format of its source lists."""
+    release = platform.freedesktop_os_release()
+    codename = release.get("UBUNTU_CODENAME") or release.get("VERSION_CODENAME", "")
+    with tempfile.TemporaryDirectory() as work:
+        # With an empty state folder apt names every index of every source, also when it was never updated.
+        Path(work, "partial").mkdir()
+        try:
+            listed = _run(["apt-get", "update", "--print-uris", f"-oDir::State::Lists={work}"])
+        except _Refused:  # broken source lists name no mirror
+            return []
+    return list(dict.fromkeys(re.findall(rf"'(\S+)/dists/{re.escape(codename)}/InRelease'", listed)))
+
+
+def _distribution() -> str:
+    """`debian`, `ubuntu`, or what else the machine calls itself; what takes Ubuntu's packages is Ubuntu."""
+    try:
+        release = platform.freedesktop_os_release()
+    except OSError:
+        return platform.system()
+    if release.get("UBUNTU_CODENAME"):
+        return "ubuntu"
+    return release.get("ID", "")
+
+
+def _architecture(bits: int) -> str:
+    """Debian's name of this machine's architecture at a word size; "" when this machine does not run one."""
+    machine = platform.machine()
+    if bits == 32:
+        return "i386" if machine == "x86_64" else ""
+    return {"x86_64": "amd64", "aarch64": "arm64"}.get(machine, "")
+
+
+def _advice(program: _Program, why: str) -> str:
+    what_to_do = f"Install {program.wanted}, or set ${program.variable} to its command line."
+    return f"{program.name} is not on PATH {why}. {what_to_do}"
+
+
+def main(arguments: list[str]) -> int:
+    """Print each named program's command line as a JSON list; exit 1 with a sentence when one is missing."""
+    known: dict[str, Callable[[], list[str]]] = {
+        "mosquitto": mosquitto,
+        "micropython": lambda: micropython(64),
+        "micropython32": lambda: micropython(32),
+    }
+    if not arguments or not set(arguments) <= set(known):
+        print(f"usage: python -m hw.virtual.programs {'|'.join(known)} ...", file=sys.stderr)
+        return 2
+    try:
+        for name in arguments:
+            print(json.dumps(known[name]()))
+    except ProgramMissing as problem:
+        print(problem, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
