@@ -14,8 +14,8 @@ ROOT = Path(__file__).parent.parent
 # Each file of the core imports only what stands before it.
 # fmt: off
 CORE_ORDER = [
-    "port", "limits", "errors", "record", "message", "reading", "sensors", "timebase", "journal", "sensor_session",
-    "uplink", "update", "status", "gateway",
+    "port", "limits", "errors", "record", "message", "reading", "sensors", "timebase", "journal",
+    "sensor_session", "uplink", "update", "status", "gateway",
 ]
 # fmt: on
 # What MicroPython has, and what the core may know of the world. `typing` is for checkers alone.
@@ -27,9 +27,9 @@ PARTS = {"gateway", "hw", "sync_service", "firmware", "tests"}
 
 # fmt: off
 TOP_LEVEL = {
-    ".ci", ".editorconfig", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "DECISIONS.md",
-    "LICENSE", "Makefile", "README.md", "SECURITY.md", "constraints.txt", "firmware", "gateway", "hw",
-    "pyproject.toml", "sync_service", "tests",
+    ".ci", ".editorconfig", ".gitignore", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md",
+    "DECISIONS.md", "LICENSE", "Makefile", "README.md", "SECURITY.md", "constraints.txt", "firmware",
+    "gateway", "hw", "pyproject.toml", "sync_service", "tests",
 }
 # fmt: on
 
