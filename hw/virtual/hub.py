@@ -28,6 +28,7 @@ import logging
 import re
 import signal
 import sqlite3
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -135,7 +136,7 @@ class Hub:
                 # Each appended version takes one sequence, and a created resource has it as its key.
                 sequence += changes[-1].appends
             renamed = {c.write.full_url.encode(): c.reference.encode() for c in changes if c.write.full_url}
-            planned = {change.reference: change.write.resource for change in changes}
+            planned = {change.reference: change.write.resource for change in changes if change.appends}
             for change in changes:
                 write = change.write
                 if change.appends:
@@ -160,8 +161,8 @@ class Hub:
 
     def find(self, kind: str, text: str) -> int:
         """The key behind an id in a URL. Refusal 404."""
-        if text.isascii() and text.isdecimal() and self.store.has(kind, int(text)):
-            return int(text)
+        if self.store.has(kind, _key(text)):
+            return _key(text)
         raise refuse(404, "not-found", f"there is no {kind} with this id")
 
     def _match(self, kind: str, name: str, value: str) -> Sequence[int]:
@@ -175,7 +176,7 @@ class Hub:
         if name == "_profile":
             return self.store.posted(kind, name, value)
         if name == "_id":
-            return [int(value)] if value.isdecimal() and self.store.has(kind, int(value)) else []
+            return [_key(value)] if self.store.has(kind, _key(value)) else []
         raise refuse(400, "not-supported", f"this hub cannot search {kind} by {name!r}")
 
     def _decide(self, write: Write, taken: set[str], next_key: int) -> Change:
@@ -219,14 +220,14 @@ class Hub:
             raise refuse(
                 400, "invalid", "the id in the resource is not the id in the URL", f"{write.kind}.id"
             )
-        if not (text.isdecimal() and self.store.has(write.kind, int(text))):
+        key = _key(text)
+        if not self.store.has(write.kind, key):
             raise refuse(
                 405, "not-supported", "ids are given by this hub: update cannot create", f"{write.kind}.id"
             )
         if f"{write.kind}/{text}" in taken:
             raise refuse(409, "duplicate", "one Bundle updates this resource twice")
         taken.add(f"{write.kind}/{text}")
-        key = int(text)
         self._refuse_duplicate(tokens, taken, key)
         return Change(200, key, self.store.version(key) + 1, write, tokens)
 
@@ -284,7 +285,7 @@ class Hub:
         kind, _, key = target.partition("/")
         if target in planned:
             return
-        if kind in TYPES and key.isdecimal() and self.store.has(kind, int(key)):
+        if kind in TYPES and self.store.has(kind, _key(key)):
             if kind in ("Patient", "Device"):
                 self._there.add(target.encode())
         elif kind in TYPES or target.startswith("urn:") or "?" in target:
@@ -297,15 +298,19 @@ class Hub:
 
     def _check_cuff(self, target: str, planned: dict[str, Resource]) -> None:
         """UK Core: device only DeviceMetric (not served here) or UKCore-Device-BloodPressure."""
-        key = target.removeprefix("Device/")
         if target in planned:
             meets = CUFF in claims(planned[target])
         else:
-            meets = key.isdecimal() and int(key) in self.store.posted("Device", "_profile", CUFF)
+            meets = _key(target.removeprefix("Device/")) in self.store.posted("Device", "_profile", CUFF)
         if not meets:
             raise refuse(
                 422, "invariant", f"device has to be a Device that claims {CUFF}", "Observation.device"
             )
+
+
+def _key(text: str) -> int:
+    """The key that an id stands for; 0, which no resource has, if it is none of this hub's."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 19 else 0
 
 
 def _condition(text: str) -> list[tuple[str, str]]:
@@ -580,6 +585,11 @@ class Server:
                 type(error).__name__,
             )
             return _fhir(outcome([Issue("exception", "the hub cannot store anything now", "")]), status=500)
+        except Exception as error:
+            # Not as a traceback: the text of a KeyError or ValueError is what somebody sent.
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.error("%s in %s, line %s", type(error).__name__, place.name, place.lineno)
+            return _fhir(outcome([Issue("exception", "the hub has failed on this request", "")]), status=500)
 
     @web.middleware
     async def _sign_in(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -762,13 +772,13 @@ async def serve(options: argparse.Namespace, token: str | None) -> None:
 
 
 def _announce(address: tuple[str, int], ready_file: str | None) -> None:
-    """One JSON line on stdout and, in one step so that nobody reads half of it, in the ready file."""
+    """One JSON line in the ready file, in one step so that nobody reads half of it, and on stdout."""
     line = json.dumps({"port": address[1], "url": f"http://{address[0]}:{address[1]}"}) + "\n"
-    print(line, end="", flush=True)
     if ready_file:
         part = Path(ready_file + ".part")
         part.write_text(line)
         part.replace(ready_file)
+    print(line, end="", flush=True)
 
 
 def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -408,6 +408,7 @@ REFUSED: list[tuple[str, str, bytes | None, int]] = [
     ("POST", "/", b'{"resourceType":"Bundle","type":"batch","entry":7}', 400),
     ("GET", "/Observation/999", None, 404),
     ("GET", "/Observation/%C2%B2", None, 404),
+    ("GET", "/Observation/" + "9" * 60, None, 404),
     ("GET", "/Observation?_count=-1", None, 400),
     ("GET", "/Observation?_sort=date", None, 400),
     ("GET", "/nothing/here/at/all", None, 404),
@@ -432,6 +433,17 @@ async def test_without_the_models_a_misshapen_resource_is_still_refused(tmp_path
             answer = await hub.call("POST", "/Observation", observation("a") | spoiled)
             assert answer[0] in (400, 422), spoiled
         assert await hub.total("Observation?") == 0
+
+
+async def test_a_failure_of_the_hub_is_answered_and_logged_without_what_was_sent(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with running(tmp_path, "--validate", "rules") as hub:
+        reading = blood_pressure(await hub.create({"resourceType": "Patient"}))
+        answer = await hub.call("POST", "/Observation", reading | {"device": "Adam Smith"})
+        assert answer[0] == 500 and said(answer)
+    logged = capfd.readouterr().err
+    assert "AttributeError in _finish" in logged and "Adam" not in logged
 
 
 async def test_without_the_token_nothing_but_metadata_is_answered(tmp_path: Path) -> None:
