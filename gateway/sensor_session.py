@@ -32,9 +32,10 @@ The raw values themselves do not pass here: the rim gives them to Gateway.receiv
 
 import struct
 
-from gateway.errors import SensorError
+from gateway.errors import SensorError, Truncated
 from gateway.limits import ANCHOR_EVERY_MS, QUIET_MS, RACP_WAIT_MS
 from gateway.port import const
+from gateway.reading import DATE_TIME
 from gateway.record import (
     BOND_CHANGED,
     CLOCK_AFTER,
@@ -56,6 +57,16 @@ from gateway.record import (
     SERVICE_UUID,
     SYSTEM_ID,
 )
+from gateway.sensors.blood_pressure import BLOOD_PRESSURE_FEATURE, BLOOD_PRESSURE_MEASUREMENT
+from gateway.sensors.clock import CURRENT_TIME, DATE_TIME_CHARACTERISTIC
+from gateway.sensors.pulse_oximeter import (
+    PLX_CONTINUOUS,
+    PLX_FEATURES,
+    PLX_SPOT_CHECK,
+    STORAGE,
+    decode_features,
+)
+from gateway.sensors.racp import RECORD_ACCESS_CONTROL_POINT, REPORT_ALL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -96,12 +107,8 @@ BLOOD_PRESSURE = const(0x1810)
 SENSOR_SERVICES = (PULSE_OXIMETER, BLOOD_PRESSURE)
 """What a Sensor's advert must name to be bonded."""
 
-RACP = const(0x2A52)
-_DATE_TIME = const(0x2A08)
-_CURRENT_TIME = const(0x2A2B)
 _BATTERY_LEVEL = const(0x2A19)
-_PLX_FEATURES = const(0x2A60)
-_MEASUREMENTS = (0x2A5E, 0x2A35, 0x2A5F)
+_MEASUREMENTS = (PLX_SPOT_CHECK, BLOOD_PRESSURE_MEASUREMENT, PLX_CONTINUOUS)
 """Not 2A36: an intermediate cuff pressure is never a Reading, and would only wear the flash."""
 _IDENTITY = (
     (0x2A25, SERIAL),
@@ -109,19 +116,17 @@ _IDENTITY = (
     (0x2A29, MANUFACTURER),
     (0x2A24, MODEL),
     (0x2A26, FIRMWARE),
-    (_PLX_FEATURES, FEATURE),
-    (0x2A49, FEATURE),
+    (PLX_FEATURES, FEATURE),
+    (BLOOD_PRESSURE_FEATURE, FEATURE),
 )
 _MAX_ITEM_BYTES = const(64)
 """DIS texts are 20 characters in practice; this keeps a SENSOR record below MAX_BODY_BYTES in any case."""
 _MAX_SERVICES = const(8)
 
-_REPORT_ALL = b"\x01\x01"
 _RESPONSE = const(6)
 _SUCCESS = const(1)
 _NO_RECORDS = const(6)
 _NO_ANSWER = const(0)
-_STORES = const(0x04)  # PLX Features: measurement storage for spot-check
 _TIME_WRITTEN = const(0x02)  # Current Time, adjust reason: external reference
 
 _LOOK_AGAIN_MS = const(1_000)
@@ -186,7 +191,7 @@ class SensorSession:
         self._reporting = False
         self._drains = True
         # CLOCK_*
-        self._clock = _DATE_TIME if _DATE_TIME in table else _CURRENT_TIME
+        self._clock = DATE_TIME_CHARACTERISTIC if DATE_TIME_CHARACTERISTIC in table else CURRENT_TIME
         self._sent: tuple[bytes, int, int] | None = None  # the time, its UTC offset, the uptime when sent
         log.append_event(SENSOR_CONNECTED, sensor, b"", now_ms)
 
@@ -222,7 +227,7 @@ class SensorSession:
 
     def value_received(self, characteristic: int, value: "bytes | memoryview", now_ms: int) -> None:
         """A value has come; a measurement is in the Journal already."""
-        if characteristic == RACP:
+        if characteristic == RECORD_ACCESS_CONTROL_POINT:
             self._racp_received(value, now_ms)
         elif characteristic in self._indicated:
             self._quiet_from_ms = now_ms
@@ -295,8 +300,8 @@ class SensorSession:
             self._quiet_from_ms = now_ms
             return None
         uuid = self._subscriptions.pop(0)
-        if not self._subscriptions and uuid != RACP and self._stores():
-            self._subscriptions.append(RACP)
+        if not self._subscriptions and uuid != RECORD_ACCESS_CONTROL_POINT and self._stores():
+            self._subscriptions.append(RECORD_ACCESS_CONTROL_POINT)
         if not self._table[uuid] & CAN_INDICATE:
             return (SUBSCRIBE, uuid, NOTIFY)
         self._indicated.append(uuid)
@@ -304,19 +309,20 @@ class SensorSession:
 
     def _stores(self) -> bool:
         """The Sensor keeps spot-checks and gives them out by RACP (PLXS 1.0.1, features bit 2)."""
-        if RACP not in self._table:
+        if RECORD_ACCESS_CONTROL_POINT not in self._table:
             return False
-        prefix = _prefix(_PLX_FEATURES, FEATURE)
-        return any(
-            tag == FEATURE and value[:2] == prefix and len(value) > 2 and value[2] & _STORES
-            for tag, value in self._known
-        )
+        prefix = _prefix(PLX_FEATURES, FEATURE)
+        values = [value[2:] for tag, value in self._known if tag == FEATURE and value[:2] == prefix]
+        try:
+            return any(STORAGE in decode_features(value).supported for value in values)
+        except Truncated:
+            return False
 
     def _not_subscribed(self, step: "Step", reason: bytes, now_ms: int) -> None:
         """Without its store a Sensor still serves new values; without its values it serves nothing."""
         self._log.append_event(SENSOR_FAILED, self._sensor, reason[:_MAX_REASON_BYTES], now_ms)
-        if step[1] == RACP:
-            self._indicated.remove(RACP)
+        if step[1] == RECORD_ACCESS_CONTROL_POINT:
+            self._indicated.remove(RECORD_ACCESS_CONTROL_POINT)
             self._drains = False
         else:
             self._go(_FAILED)
@@ -327,10 +333,10 @@ class SensorSession:
     # --- REPORT and COLLECT ---------------------------------------------------------------------------------
 
     def _report(self, now_ms: int) -> "Step | None":
-        if not self._tried and RACP in self._indicated:
+        if not self._tried and RECORD_ACCESS_CONTROL_POINT in self._indicated:
             self._tried = self._reporting = True
             self._quiet_from_ms = now_ms
-            return (WRITE, RACP, _REPORT_ALL)
+            return (WRITE, RECORD_ACCESS_CONTROL_POINT, REPORT_ALL)
         if self._reporting and now_ms - self._quiet_from_ms >= RACP_WAIT_MS:
             self._end_report(_NO_ANSWER, now_ms)
         return _WAIT if self._reporting else None
@@ -339,7 +345,7 @@ class SensorSession:
         self._end_report(_NO_ANSWER, now_ms)
 
     def _racp_received(self, value: "bytes | memoryview", now_ms: int) -> None:
-        if self._reporting and len(value) >= 4 and value[0] == _RESPONSE and value[2] == _REPORT_ALL[0]:
+        if self._reporting and len(value) >= 4 and value[0] == _RESPONSE and value[2] == REPORT_ALL[0]:
             self._end_report(value[3], now_ms)
 
     def _end_report(self, code: int, now_ms: int) -> None:
@@ -431,7 +437,7 @@ class SensorSession:
 
 def encode_clock(characteristic: int, local_ms: int) -> bytes:
     """Return Date Time 0x2A08 or Current Time 0x2A2B for a local time in ms since 1970."""
-    if characteristic == _DATE_TIME:
+    if characteristic == DATE_TIME_CHARACTERISTIC:
         return _date_time((local_ms + 500) // 1000)
     seconds = local_ms // 1000
     weekday = (seconds // 86400 + 3) % 7 + 1  # Monday is 1; 1970-01-01 was a Thursday
@@ -448,7 +454,7 @@ def _date_time(seconds: int) -> bytes:
     day -= (153 * month + 2) // 5
     rest = seconds % 86400
     return struct.pack(
-        "<HBBBBB",
+        DATE_TIME,
         era * 400 + year + (1 if month > 9 else 0),
         month - 9 if month > 9 else month + 3,
         day + 1,

@@ -355,7 +355,3 @@ class ClockTest(unittest.TestCase):
     def test_current_time_has_weekday_fraction_and_reason(self):
         whole = encode_clock(0x2A2B, 1_764_000_000_500)  # a Monday
         self.assertEqual(whole, b"\xe9\x07\x0b\x18\x10\x00\x00\x01\x80\x02")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,0 +1,244 @@
+"""Gateway: Sensors, time and Journal together, on a Journal in RAM."""
+
+import json
+import unittest
+
+from gateway.journal import Journal
+
+from gateway.errors import JournalError, SensorError
+from gateway.gateway import Gateway
+from gateway.limits import MAX_SENSORS, QUIET_MS
+from gateway.message import Ack, decode_batch, encode_ack
+from gateway.record import (
+    BATTERY,
+    BOND_CHANGED,
+    BOND_MADE,
+    BOOTED,
+    EVENT,
+    FRAME,
+    HOST_CONFIRMED,
+    INDICATED,
+    NO_OFFSET,
+    SENSOR,
+    SENSOR_CLOCK,
+    SENSOR_FAILED,
+    SERIAL,
+    decode_all,
+    decode_body,
+)
+from gateway.sensor_session import CAN_INDICATE, CAN_READ, READ
+from gateway.uplink import Uplink
+
+BLOCK = 4096
+ADDRESS = b"\xc0\x00\x00\x00\x00\x01"
+TABLE = {0x2A25: CAN_READ, 0x2A35: CAN_INDICATE}
+UTC_MS = 1_764_000_000_000
+
+
+class RamFlash:
+    """NOR flash: programming only clears bits."""
+
+    def __init__(self, blocks):
+        self.block_bytes = BLOCK
+        self.size = blocks * BLOCK
+        self.bytes = bytearray(b"\xff" * self.size)
+
+    def read(self, offset, buffer):
+        memoryview(buffer)[:] = memoryview(self.bytes)[offset : offset + len(buffer)]
+
+    def program(self, offset, buffer):
+        for i in range(len(buffer)):
+            self.bytes[offset + i] &= buffer[i]
+
+    def erase(self, block):
+        self.bytes[block * BLOCK : (block + 1) * BLOCK] = b"\xff" * BLOCK
+
+
+class Lock:
+    def acquire(self):
+        pass
+
+    def release(self):
+        pass
+
+
+class Bonds:
+    """The rim's file, as JSON text."""
+
+    def __init__(self):
+        self.text = "[]"
+
+    def load(self):
+        return json.loads(self.text)
+
+    def save(self, sensors):
+        self.text = json.dumps(sensors)
+
+
+class GatewayTest(unittest.TestCase):
+    def setUp(self):
+        self.flash = RamFlash(4)
+        self.bonds = Bonds()
+        Journal(self.flash, Lock()).format(b"journal1")
+        self.boot()
+
+    def boot(self):
+        self.journal = Journal(self.flash, Lock())
+        self.journal.mount()
+        self.uplink = Uplink(self.journal, lambda: b"noncenon")
+        self.gateway = Gateway(
+            "HW-0001",
+            "0.1.0",
+            journal=self.journal,
+            uplink=self.uplink,
+            bonds=self.bonds,
+            frame_flags=HOST_CONFIRMED,
+        )
+        self.gateway.start(0)
+
+    def bodies(self):
+        """Type and body of every Record that waits, in order."""
+        self.uplink.connected(0)
+        self.ack(decode_batch(bytes(self.uplink.next_batch(0))))
+        batch = decode_batch(bytes(self.uplink.next_batch(0)))
+        return [(r.type, decode_body(r.type, r.version, r.body)) for r in decode_all(batch.records)]
+
+    def ack(self, batch, now_ms=0, through=0, offset_min=60):
+        ack = Ack(self.journal.journal_id, batch.nonce, through, 0, 0, None, UTC_MS, offset_min)
+        self.gateway.receive_ack(encode_ack(ack), now_ms)
+
+    def visit(self, sensor, answers, now_ms=0):
+        """A whole session that answers reads with `answers` until the Sensor is quiet."""
+        session = self.gateway.session(sensor, name="Cuff", services=[0x1810], table=TABLE, now_ms=now_ms)
+        for at_ms in (now_ms, now_ms + QUIET_MS):
+            while True:
+                step = session.next_step(at_ms)
+                if step is None:
+                    break
+                session.step_done(answers.get(step[1]) if step[0] == READ else None, at_ms)
+        session.closed(now_ms + QUIET_MS)
+
+    def bond(self, address=ADDRESS):
+        return self.gateway.bond(1, address, 0)
+
+    # --- Frames
+
+    def test_a_value_is_in_the_journal_with_its_flags_and_its_time(self):
+        sensor = self.bond()
+        sequence = self.gateway.received(sensor, 0x2A35, b"\x00\x78\x00", INDICATED, 1 << 10, 5)
+        self.assertEqual(sequence, self.journal.next_sequence - 1)
+        kind, frame = self.bodies()[-2]  # the anchor of `bodies` came after it
+        self.assertEqual(kind, FRAME)
+        self.assertEqual(frame.flags, INDICATED | HOST_CONFIRMED)
+        self.assertEqual((frame.sensor, frame.characteristic, frame.value), (sensor, 0x2A35, b"\x00\x78\x00"))
+        status = json.loads(self.gateway.status(0))
+        self.assertEqual(status["sensors"], [{"sensor": sensor, "seen_ms": (1 << 34) + 5}])
+
+    # --- Sensors
+
+    def test_only_bonded_sensors_are_wanted_and_strangers_are_counted(self):
+        self.bond()
+        self.assertTrue(self.gateway.wants(ADDRESS, [], 0))
+        self.assertFalse(self.gateway.wants(b"\xc0\x00\x00\x00\x00\x02", [0x1810], 0))
+        self.assertEqual(self.gateway.counters["strangers"], 1)
+        self.assertFalse(self.gateway.wants(b"\xc0\x00\x00\x00\x00\x02", [0x180F], 0))
+        self.assertEqual(self.gateway.counters["strangers"], 1)
+
+    def test_a_pairing_window_lets_sensors_with_our_services_in_and_closes(self):
+        stranger = b"\xc0\x00\x00\x00\x00\x02"
+        self.gateway.open_pairing(1000, 500)
+        self.assertTrue(self.gateway.wants(stranger, [0x180A, 0x1822], 1499))
+        self.assertFalse(self.gateway.wants(stranger, [0x180F], 1499))
+        self.assertFalse(self.gateway.wants(stranger, [0x1822], 1500))
+
+    def test_a_new_bond_is_described_before_it_is_told(self):
+        sensor = self.bond()
+        bodies = self.bodies()
+        self.assertEqual([kind for kind, _ in bodies[:3]], [EVENT, SENSOR, EVENT])
+        self.assertEqual(bodies[0][1].code, BOOTED)
+        self.assertEqual((bodies[1][1].sensor, bodies[1][1].address), (sensor, ADDRESS))
+        self.assertEqual((bodies[2][1].code, bodies[2][1].sensor), (BOND_MADE, sensor))
+
+    def test_a_bond_made_again_is_a_changed_bond_of_the_same_sensor(self):
+        self.assertEqual(self.bond(), self.bond())
+        self.assertEqual(self.bodies()[-2][1].code, BOND_CHANGED)
+
+    def test_no_more_sensors_than_references(self):
+        for i in range(MAX_SENSORS):
+            self.assertEqual(self.bond(bytes([0xC0, 0, 0, 0, 0, i])), i + 1)
+        self.gateway.open_pairing(0, 1000)
+        self.assertFalse(self.gateway.wants(b"\xc0\x00\x00\x00\x01\x00", [0x1810], 0))
+        with self.assertRaises(SensorError):
+            self.bond(b"\xc0\x00\x00\x00\x01\x00")
+
+    def test_bonded_sensors_and_what_was_read_of_them_survive_a_restart(self):
+        sensor = self.bond()
+        self.visit(sensor, {0x2A25: b"SN-1"})
+        self.boot()
+        self.assertEqual(self.gateway.reference_of(ADDRESS), sensor)
+        items, complete = self.gateway.identity(sensor)
+        self.assertTrue(complete)
+        self.assertIn((SERIAL, b"SN-1"), items)
+
+    def test_a_sensor_is_described_once_per_journal_and_not_at_every_session_or_boot(self):
+        sensor = self.bond()
+        for _ in range(3):
+            self.visit(sensor, {0x2A25: b"SN-1"})
+            self.boot()
+        kinds = [kind for kind, _ in self.bodies()]
+        self.assertEqual(kinds.count(SENSOR), 2)  # when it was bonded, and when it was known in full
+
+    def test_a_new_journal_describes_every_sensor_before_anything_comes_of_it(self):
+        sensor = self.bond()
+        self.visit(sensor, {0x2A25: b"SN-1"})
+        self.journal.format(b"journal2")
+        self.boot()
+        self.gateway.received(sensor, 0x2A35, b"\x00", INDICATED, 0, 1)
+        kinds = [kind for kind, _ in self.bodies()]
+        self.assertEqual(kinds[:3], [EVENT, SENSOR, FRAME])
+
+    def test_a_sensor_that_fails_again_and_again_does_not_fill_the_journal(self):
+        sensor = self.bond()
+        before = self.journal.next_sequence
+        for now_ms in range(0, 500_000, 1_000):
+            self.gateway.append_event(SENSOR_FAILED, sensor, b"no answer", now_ms)
+        self.assertEqual(self.journal.next_sequence, before + 1)
+        self.assertEqual(self.gateway.counters["failures"], 500)
+
+    def test_battery_is_told_when_it_changes(self):
+        sensor = self.bond()
+        for percent in (90, 90, 89):
+            self.gateway.append_battery(sensor, percent, 0)
+        events = [body for kind, body in self.bodies() if kind == EVENT and body.code == BATTERY]
+        self.assertEqual([event.detail for event in events], [b"\x5a", b"\x59"])
+
+    # --- Time
+
+    def test_local_time_is_known_from_the_first_ack_on(self):
+        self.assertIsNone(self.gateway.local_time(0))
+        self.uplink.connected(100)
+        self.ack(decode_batch(bytes(self.uplink.next_batch(100))), 100)
+        self.assertEqual(self.gateway.local_time(1_100), (UTC_MS + 1_000 + 3_600_000, 60))
+
+    def test_local_time_stays_unknown_without_the_home_offset(self):
+        self.uplink.connected(0)
+        self.ack(decode_batch(bytes(self.uplink.next_batch(0))), offset_min=NO_OFFSET)
+        self.assertIsNone(self.gateway.local_time(0))
+
+    def test_a_sensor_clock_record_keeps_the_raw_value(self):
+        self.gateway.append_clock(2, 1, NO_OFFSET, 0x2A08, b"\xe9\x07\x0b\x18\x10\x00\x00", 9)
+        kind, clock = self.bodies()[1]
+        self.assertEqual(kind, SENSOR_CLOCK)
+        self.assertEqual((clock.sensor, clock.value), (2, b"\xe9\x07\x0b\x18\x10\x00\x00"))
+
+    # --- Wipe
+
+    def test_wipe_is_refused_while_records_wait_unless_they_are_given_up(self):
+        self.bond()
+        with self.assertRaises(JournalError):
+            self.gateway.wipe(b"journal2")
+        self.gateway.wipe(b"journal2", force_unsent=True)
+        self.boot()
+        self.assertEqual(self.journal.journal_id, b"journal2")
+        self.assertEqual(self.gateway.reference_of(ADDRESS), 0)
+        self.assertEqual([kind for kind, _ in self.bodies()][:1], [EVENT])
