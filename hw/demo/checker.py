@@ -17,7 +17,14 @@ import aiohttp
 from hw.virtual.ledger import BLOOD_PRESSURE, Measurement
 
 LOINC = "http://loinc.org"
-PANEL, SYSTOLIC, DIASTOLIC, SPO2, HEART_RATE, MEAN = "85354-9", "8480-6", "8462-4", "2708-6", "8867-4", "8478-0"
+PANEL, SYSTOLIC, DIASTOLIC, SPO2, HEART_RATE, MEAN = (
+    "85354-9",
+    "8480-6",
+    "8462-4",
+    "2708-6",
+    "8867-4",
+    "8478-0",
+)
 PRIMARY = (PANEL, SPO2)
 READING_TIME = "https://homeward.example/fhir/StructureDefinition/reading-time"
 POSSIBLE_REPEAT = "possible-repeat"
@@ -94,7 +101,9 @@ def _match(measurement: Measurement, patient: str, candidates: list[Seen]) -> Se
     fits = [
         s
         for s in candidates
-        if s.patient == patient and _same_values(measurement, s) and s.earliest_ms <= _taken_ms(measurement) <= s.latest_ms
+        if s.patient == patient
+        and _same_values(measurement, s)
+        and s.earliest_ms <= _taken_ms(measurement) <= s.latest_ms
     ]
     return min(fits, key=lambda s: (s.possible_repeat, s.latest_ms), default=None)
 
@@ -119,7 +128,9 @@ def _judge_secondary(secondary: list[Seen], known: list[tuple[Measurement, str]]
     for seen in secondary:
         name = {HEART_RATE: "pulse", MEAN: "mean"}.get(seen.code or "")
         numbers = [
-            (_number(m, name), patient) for m, patient in known if name and m.serial == seen.serial and not m.failed
+            (_number(m, name), patient)
+            for m, patient in known
+            if name and m.serial == seen.serial and not m.failed
         ]
         if (seen.values[0], seen.patient) in numbers:
             continue

@@ -1,0 +1,227 @@
+"""
+One patient's home as a process: a room with virtual Sensors and the Linux Gateway of one Kit.
+
+    python -m hw.demo.home --config KIT.toml --folder DIR
+
+It answers each line of JSON on stdin with one on stdout, when it is done: {"id": I} or {"id": I, "why": what failed}.
+The Sensors' ledgers lie in DIR and are the truth that the demo's checker compares the Hub with.
+
+    {"id": I, "do": "begin", "episode": E}          the Sensors are bonded to the Kit for this Episode
+    {"do": "measure", "action": A, "numbers": {}}   somebody measures; answers when it is taken, not when it is sent
+    {"do": "online", "on": false}                   the home's network goes and comes
+    {"do": "drain"}                                 answers when nothing waits, neither in a Sensor nor on the Kit
+    {"do": "wipe"}                                  the Kit is taken back: Journal, bonds and Sensors are emptied
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gateway.linux.config import Config, load
+from gateway.linux.run import LinuxGateway, wipe
+from hw.virtual.bleak_backend import BumbleAdapter
+from hw.virtual.clock import SensorClock
+from hw.virtual.cuff import Cuff
+from hw.virtual.ledger import Ledger
+from hw.virtual.oximeter import Oximeter
+from hw.virtual.radio import Room
+from hw.virtual.sensor import Habits, Label, Sensor
+
+HABITS = Habits(window_s=20.0, linger_s=3.5)
+"""A patient's day in a minute. Real ones linger for 15 s; these stay long enough to be asked for their clock."""
+BETWEEN_S = 1.2
+"""No Sensor measures twice within its clock's second: a real one takes 10 s for a spot-check, 40 s for a pressure."""
+ACK_WAIT_MS = 2_000
+"""Shorter than in a real home, so that a killed broker is met by a resend within the minute of the demo."""
+PATIENCE_S = 120.0
+"""Longer than anything that is asked of a home; then something is broken, and it is said."""
+POLL_S = 0.05
+FACTORY_DATE = datetime(2010, 1, 1)
+
+
+class Home:
+    """The Sensors, and the Kit's Gateway between `start` and `stop`."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._config = config
+        room = Room()
+        end = config.kit[-2:]
+        self._adapter = BumbleAdapter(room, f"F0:00:00:00:00:{end}", bonds=folder / "bonds.json")
+
+        def parts(number: int, name: str) -> dict[str, Any]:
+            ledger = Ledger(folder / f"ledger-{name}.jsonl")
+            label = Label(f"{name} {end}", model=name, serial=f"{name.upper()}-{end}")
+            return {
+                "address": f"C0:00:00:00:{number:02}:{end}",
+                "label": label,
+                "ledger": ledger,
+                "habits": HABITS,
+            }
+
+        self._oximeter = Oximeter(room, clock=SensorClock(factory=FACTORY_DATE), **parts(1, "oximeter"))
+        self._cuff = Cuff(room, clock=SensorClock(factory=FACTORY_DATE), **parts(2, "cuff"))
+        self._simple = Oximeter.simple(room, **parts(3, "clip"))
+        self._sensors: tuple[Sensor, ...] = (self._oximeter, self._cuff, self._simple)
+        self._last: dict[Sensor, float] = {}
+        self._gateway: LinuxGateway | None = None
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Power everything on."""
+        for sensor in self._sensors:
+            await sensor.power_on()
+        await self._adapter.start()
+        self._power_gateway()
+
+    async def stop(self) -> None:
+        """Power everything off."""
+        await self._unplug_gateway()
+        await self._adapter.stop()
+        for sensor in self._sensors:
+            await sensor.power_off()
+
+    async def begin(self, episode: str) -> None:
+        """The bench: every Sensor is bonded, and its first session sets its clock."""
+        gateway = self._plugged()
+        gateway.open_pairing(PATIENCE_S)
+        for sensor in self._sensors:
+            sensor.ledger.episode = episode
+            sensor.pairing_mode()
+        await _until(lambda: all(self._is_bonded(sensor) for sensor in self._sensors))
+        for sensor in self._sensors:
+            await asyncio.wait_for(sensor.dark(), PATIENCE_S)
+
+    async def measure(self, action: str, numbers: dict[str, int]) -> None:
+        """One thing that a patient does."""
+        sensor: Sensor = self._cuff
+        if action == "spot_check":
+            sensor = self._oximeter
+        elif action in ("simple", "simple_repeat"):
+            sensor = self._simple
+            await _until(
+                lambda: not sensor.ledger.held
+            )  # it can't store: a new one would discard the old one
+        elif action == "clock_lost":
+            await asyncio.wait_for(sensor.dark(), PATIENCE_S)
+            self._cuff.clock.lose()  # type: ignore[union-attr]
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(max(0.0, self._last.get(sensor, 0.0) + BETWEEN_S - loop.time()))
+        self._last[sensor] = loop.time()
+        if action.endswith("repeat"):
+            sensor.drop_before_confirmation()
+        if isinstance(sensor, Oximeter):
+            sensor.measure_spot_check(**numbers)
+        elif action == "failed":
+            self._cuff.measure_failed()
+        else:
+            self._cuff.measure(**numbers)
+
+    async def drain(self) -> None:
+        """Wait until everything that was measured is stored by the service."""
+        await _until(lambda: not any(sensor.ledger.held for sensor in self._sensors))
+        for sensor in self._sensors:
+            await asyncio.wait_for(sensor.dark(), PATIENCE_S)
+        await _until(lambda: not self._plugged().pending)
+
+    async def wipe(self) -> None:
+        """Take the Kit back. Refuses while Records wait."""
+        await self._unplug_gateway()
+        wipe(self._config)
+        self._adapter.bonds.forget()
+        for sensor in self._sensors:
+            sensor.forget_bonds()
+        self._power_gateway()
+
+    def online(self, on: bool) -> None:
+        """The home's network."""
+        self._plugged().link.set_online(on)
+
+    def _is_bonded(self, sensor: Sensor) -> bool:
+        address = bytes.fromhex(sensor.address.replace(":", ""))
+        return bool(self._plugged().gateway.reference_of(address))
+
+    def _plugged(self) -> LinuxGateway:
+        assert self._gateway is not None and self._running is not None
+        if self._running.done():
+            self._running.result()
+        return self._gateway
+
+    def _power_gateway(self) -> None:
+        self._gateway = LinuxGateway(
+            self._config,
+            scanner_backend=self._adapter.scanner_backend,
+            client_backend=self._adapter.client_backend,
+            ack_wait_ms=ACK_WAIT_MS,
+        )
+        self._running = asyncio.create_task(self._gateway.run(), name="gateway")
+
+    async def _unplug_gateway(self) -> None:
+        assert self._gateway is not None and self._running is not None
+        self._running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._running
+        self._gateway.close()
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():
+            await asyncio.sleep(POLL_S)
+
+
+async def _answer(home: Home, line: bytes) -> None:
+    request = json.loads(line)
+    answer = {"id": request.pop("id")}
+    try:
+        done = getattr(home, request.pop("do"))(**request)
+        if asyncio.iscoroutine(done):
+            await done
+    except Exception as error:  # told to the demo, which names the home and stops
+        logging.exception("home")
+        answer["why"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(answer), flush=True)
+
+
+async def _serve(config: Config, folder: Path) -> None:
+    """Answer until stdin ends or SIGTERM comes. Several requests may be under way: a network can go while one waits."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
+    loop.add_signal_handler(signal.SIGTERM, asked.feed_eof)
+    home = Home(config, folder)
+    await home.start()
+    print(json.dumps({"id": 0}), flush=True)
+    async with asyncio.TaskGroup() as answers:
+        under_way = set()
+        while line := await asked.readline():
+            task = answers.create_task(_answer(home, line))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        for task in under_way:
+            task.cancel()
+    await home.stop()
+
+
+def main() -> None:
+    """The command line: see the top of this file."""
+    parser = argparse.ArgumentParser(description="One patient's home, for homeward-demo.")
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.getLogger("bumble").setLevel(
+        logging.ERROR
+    )  # it warns of every dropped link, and those are on purpose
+    asyncio.run(_serve(load(options.config), options.folder))
+
+
+if __name__ == "__main__":
+    main()
