@@ -61,6 +61,7 @@ class Kit:
     """A Gateway with its radio in a Room; `append` wakes whoever waits for a Record."""
 
     def __init__(self, folder: Path, adapter: BumbleAdapter) -> None:
+        self.room = adapter.room
         self.clock = Clock()
         journal = Journal(RamFlash(), NoLock())
         journal.format(b"journal1")
@@ -137,20 +138,18 @@ async def running(kit: Kit) -> AsyncIterator[None]:
 @pytest.fixture
 async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
     async with BumbleAdapter(Room(), GATEWAY) as adapter:
-        kit = Kit(tmp_path, adapter)
-        kit.room = adapter.room  # type: ignore[attr-defined]
-        yield kit
+        yield Kit(tmp_path, adapter)
 
 
 def cuff(kit: Kit, habits: Habits = BRIEF, **options: object) -> Cuff:
     label = Label("Cuff", serial="CU-1")
-    return Cuff(kit.room, CUFF, label=label, habits=habits, **options)  # type: ignore[attr-defined,arg-type]
+    return Cuff(kit.room, CUFF, label=label, habits=habits, **options)  # type: ignore[arg-type]
 
 
 def oximeter(kit: Kit, habits: Habits = BRIEF, **options: object) -> Oximeter:
     label = Label("Oxi", serial="OX-1")
     options.setdefault("clock", SensorClock(datetime(2026, 3, 1, 12)))
-    return Oximeter(kit.room, OXIMETER, label=label, habits=habits, **options)  # type: ignore[attr-defined,arg-type]
+    return Oximeter(kit.room, OXIMETER, label=label, habits=habits, **options)  # type: ignore[arg-type]
 
 
 async def test_a_cuff_bonds_in_the_window_and_its_value_is_in_the_journal_byte_for_byte(kit: Kit) -> None:
@@ -232,7 +231,7 @@ async def test_two_sensors_are_served_at_once_and_one_that_fails_does_not_stop_t
         one.measure(120, 80, 93, 61)
         other.measure_spot_check(97, 60)
         await kit.until(lambda: len(kit.frames()) == 2)
-        kit.room.cut(CUFF)  # type: ignore[attr-defined]
+        kit.room.cut(CUFF)
         other.measure_spot_check(96, 61)
         await kit.until(lambda: len(kit.frames()) == 3)
         assert other.is_connected
