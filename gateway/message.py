@@ -48,7 +48,8 @@ HAS_TIME = const(0x01)  # Ack
 REPLAY = const(0x02)  # Ack
 
 Batch = namedtuple(
-    "Batch", ("flags", "journal_id", "boot", "uptime_ms", "nonce", "acked_through", "first", "count", "records")
+    "Batch",
+    ("flags", "journal_id", "boot", "uptime_ms", "nonce", "acked_through", "first", "count", "records"),
 )
 Ack = namedtuple(
     "Ack",
@@ -126,7 +127,9 @@ def decode_batch(whole: "bytes | memoryview") -> Batch:
     if len(whole) > MAX_BATCH_BYTES:
         raise Corrupt("batch of %d bytes is above %d" % (len(whole), MAX_BATCH_BYTES))
     _check_crc(whole, "batch")
-    version, flags, journal_id, boot, lo, mid, hi, nonce, acked, first, count = struct.unpack_from(_BATCH, whole)
+    version, flags, journal_id, boot, lo, mid, hi, nonce, acked, first, count = struct.unpack_from(
+        _BATCH, whole
+    )
     if version != VERSION:
         raise Unknown("batch version %d" % version)
     uptime_ms = hi << 32 | mid << 16 | lo
@@ -158,7 +161,9 @@ def decode_ack(whole: "bytes | memoryview") -> Ack:
     if len(whole) != ACK_BYTES:
         raise Truncated("ack of %d bytes, not %d" % (len(whole), ACK_BYTES))
     _check_crc(whole, "ack")
-    version, flags, journal_id, nonce, through, first, last, replay, utc, offset = struct.unpack_from(_ACK, whole)
+    version, flags, journal_id, nonce, through, first, last, replay, utc, offset = struct.unpack_from(
+        _ACK, whole
+    )
     if version != VERSION:
         raise Unknown("ack version %d" % version)
     return Ack(

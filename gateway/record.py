@@ -141,7 +141,14 @@ def encode(type: int, version: int, sequence: int, boot: int, uptime_ms: int, bo
 
 
 def begin(
-    buffer: bytearray, length: int, type: int, version: int, sequence: int, boot: int, uptime_hi: int, uptime_lo: int
+    buffer: bytearray,
+    length: int,
+    type: int,
+    version: int,
+    sequence: int,
+    boot: int,
+    uptime_hi: int,
+    uptime_lo: int,
 ) -> None:
     """Write the header at offset 0. The uptime is `uptime_hi << 24 | uptime_lo` ms. Does not allocate."""
     struct.pack_into(
@@ -167,7 +174,9 @@ def put(buffer: bytearray, offset: int, value: "bytes | bytearray | memoryview")
     return offset + len(value)
 
 
-def put_frame(buffer: bytearray, sensor: int, flags: int, characteristic: int, value: "bytes | memoryview") -> int:
+def put_frame(
+    buffer: bytearray, sensor: int, flags: int, characteristic: int, value: "bytes | memoryview"
+) -> int:
     """Write a FRAME body after the header; return the offset after it. Does not allocate."""
     struct.pack_into(_FRAME, buffer, HEADER_BYTES, sensor, flags, characteristic)
     return put(buffer, HEADER_BYTES + _FRAME_BYTES, value)
@@ -257,7 +266,10 @@ def encode_anchor(anchor: Anchor) -> bytes:
 
 def encode_sensor_clock(clock: SensorClock) -> bytes:
     """SENSOR_CLOCK: u8 sensor, u8 kind, i16 UTC offset used when set, u16 characteristic, its raw value."""
-    return struct.pack(_SENSOR_CLOCK, clock.sensor, clock.kind, clock.offset_min, clock.characteristic) + clock.value
+    return (
+        struct.pack(_SENSOR_CLOCK, clock.sensor, clock.kind, clock.offset_min, clock.characteristic)
+        + clock.value
+    )
 
 
 def encode_event(event: Event) -> bytes:
@@ -270,7 +282,9 @@ def encode_lost(lost: Lost) -> bytes:
     return struct.pack(_LOST, lost.first, lost.last, lost.reason)
 
 
-def decode_body(type: int, version: int, body: bytes) -> "Frame | Sensor | Anchor | SensorClock | Event | Lost":
+def decode_body(
+    type: int, version: int, body: bytes
+) -> "Frame | Sensor | Anchor | SensorClock | Event | Lost":
     """Return the named tuple of a body. Raises Unknown (type or version), Truncated, Corrupt."""
     decoder = _DECODERS.get(type)
     if decoder is None or version != 1:

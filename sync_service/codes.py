@@ -5,6 +5,7 @@ Core fixes them (UKCore-Observation-VitalSigns 1.0.0 and its children): a unit t
 refused.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 MDC = "urn:iso:std:iso:11073:10101"
@@ -47,7 +48,8 @@ class Unit(NamedTuple):
     code: str
 
 
-class Measure(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False)
+class Measure:
     """One measured quantity. `text` is code.text: UK Core tells components of a panel by it."""
 
     text: str
@@ -112,20 +114,21 @@ MEAN_PRESSURE = Measure(  # UK Core's blood pressure is closed to a third compon
 )
 
 
-class Part(NamedTuple):
-    """One Observation of a Reading: the end of its identifier, and the value or components that it shows."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One Observation of a Reading: the end of its identifier, and the values that it shows."""
 
     name: str
-    value: str
+    values: tuple[str, ...]  # of the Reading; it has them all or this Observation is left out
     measure: Measure
-    components: tuple[tuple[str, Measure], ...] = ()
+    components: tuple[Measure, ...] = ()  # of a panel, in the order of its values
 
 
-OXIMETRY = (Part("spo2", "spo2", SPO2), Part("hr", "pulse_rate", OXIMETER_PULSE))
+OXIMETRY = (Part("spo2", ("spo2",), SPO2), Part("hr", ("pulse_rate",), OXIMETER_PULSE))
 PRESSURE = (
-    Part("bp", "systolic", BLOOD_PRESSURE, (("systolic", SYSTOLIC), ("diastolic", DIASTOLIC))),
-    Part("hr", "pulse_rate", CUFF_PULSE),
-    Part("map", "mean", MEAN_PRESSURE),
+    Part("bp", ("systolic", "diastolic"), BLOOD_PRESSURE, (SYSTOLIC, DIASTOLIC)),
+    Part("hr", ("pulse_rate",), CUFF_PULSE),
+    Part("map", ("mean",), MEAN_PRESSURE),
 )
 PARTS = {0x2A5E: OXIMETRY, 0x2A5F: OXIMETRY, 0x2A35: PRESSURE}
 """By characteristic. What is not here never reaches the Hub: 0x2A36 is the pressure in the cuff."""

@@ -1,4 +1,4 @@
-"""The console: one page on loopback with each Kit's latest Readings, how well their time is known, and where they are.
+"""The console: one page on loopback with each Kit's latest Readings, their time and where they are.
 
 It names Kits, Sensors and Episodes, never a patient, and its address carries nothing. It only reads.
 """
@@ -30,7 +30,9 @@ FILES = {
 }
 HEADERS = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:",
+    "Content-Security-Policy": (
+        "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:"
+    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -52,9 +54,9 @@ _KITS = """
         (select max(journal) from journal where journal.kit = kit.kit)
     from kit order by kit.kit"""
 _READING = """
-    select reading.reading, reading.sensor, reading.trust, reading.earliest_ms, reading.latest_ms, reading.quality,
-        reading.state, reading.reason, reading.possible_repeat, record.type, record.version, record.body,
-        outbox.state, outbox.attempts, outbox.answer, journal.kit
+    select reading.reading, reading.sensor, reading.trust, reading.earliest_ms, reading.latest_ms,
+        reading.quality, reading.state, reading.reason, reading.possible_repeat,
+        record.type, record.version, record.body, outbox.state, outbox.attempts, outbox.answer, journal.kit
     from reading
     join journal using (journal)
     join record on record.journal = reading.journal and record.sequence = reading.sequence
@@ -63,7 +65,8 @@ _LATEST = _READING + " where reading.journal = ? order by reading.sequence desc 
 _HELD = _READING + " where reading.state = 'held' order by reading.reading desc limit ?"
 _PARKED = _READING + " where outbox.state = 'parked' order by reading.reading desc limit ?"
 _TOTALS = """
-    select (select count(*) from outbox where state = 'queued'), (select count(*) from outbox where state = 'parked'),
+    select (select count(*) from outbox where state = 'queued'),
+        (select count(*) from outbox where state = 'parked'),
         (select count(*) from reading where state = 'held'),
         (select coalesce(sum(n), 0) from counter where kit = '' and name = 'delivered'),
         (select count(*) from conflict), (select count(*) from quarantine)"""

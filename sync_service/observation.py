@@ -10,8 +10,7 @@ Constant parts are serialised once. Values keep their precision (2.0 is not 2): 
 through a float.
 """
 
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from typing import Any, NamedTuple
@@ -56,7 +55,6 @@ _ROUTINE_WORDS = frozenset(
 """Status words that a clinician need not read beside a good value."""
 _TEST_WORDS = frozenset({"data for demonstration", "data for testing"})
 _NOT_PERFORMED = _TEST_WORDS | {"measurement unavailable"}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class About(NamedTuple):
@@ -78,73 +76,68 @@ class About(NamedTuple):
 
 def entries(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> dict[str, bytes]:
     """The Reading as entries of a batch Bundle, each a conditional create, by their identifier's value."""
-    return {
-        one["identifier"][0]["value"]: _entry(one)
-        for one in observations(characteristic, reading, about, zone)
-    }
+    found = observations(characteristic, reading, about, zone)
+    return {value: _ENTRY % (_READING_ID, value.encode(), resource) for value, resource in found.items()}
 
 
-def observations(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> list[Json]:
-    """The Reading's Observations, at least one. `zone` is the home's: a FHIR time tells its UTC offset.
+def observations(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> dict[str, bytes]:
+    """The Reading's Observations as JSON, at least one, by their identifier's value: the key and the part.
 
-    Raises KeyError for a characteristic that is no measurement of a patient.
+    `zone` is the home's: a FHIR time tells its UTC offset. Raises KeyError for a characteristic that is no
+    measurement of a patient.
     """
     parts = PARTS[characteristic]
     values = {value.name: value for value in reading.values}
-    shared = _shared(reading, values, about, zone)
+    shared = _shared(reading, about, zone)
     if reading.trust == NEVER:
-        return [_failed(parts[0], reading, values, about, shared)]
-    return [
-        _measured(part, reading, values, about, shared)
-        for part in parts
-        if all(_is_number(values.get(name)) for name in _names(part))
-    ]
+        # Its identifier is not that of a measurement: should a mended decoder find a value in these bytes
+        # after all, that one must not be taken for delivered.
+        value = about.key + "-status"
+        return {value: _resource(_failed_head(parts[0], reading, values, about), value, shared)}
+    found = {}
+    for part in parts:
+        if all(name in values and values[name].special is None for name in part.values):
+            value = f"{about.key}-{part.name}"
+            head = _head(part, reading.trust == GOOD, about.possible_repeat)
+            found[value] = _resource(head, value, shared, _marks(part, reading), _measured(part, values))
+    return found
 
 
-def _entry(one: Json) -> bytes:
-    condition = f"identifier={READING_ID}|{one['identifier'][0]['value']}"
-    request = {"method": "POST", "url": "Observation", "ifNoneExist": condition}
-    return orjson.dumps({"request": request, "resource": one})
+def _resource(head: bytes, identifier: str, *members: bytes) -> bytes:
+    """One Observation; each of `members` is empty or begins with its comma."""
+    return b'{%b,"identifier":[{"system":"%b","value":"%b"}]%b}' % (
+        head,
+        _READING_ID,
+        identifier.encode(),
+        b"".join(members),
+    )
 
 
-def _measured(part: Part, reading: Reading, values: dict[str, Value], about: About, shared: Json) -> Json:
-    good = reading.trust == GOOD
-    one = {
-        "resourceType": "Observation",
-        "meta": _meta(part.measure.profile if good else "", about.possible_repeat, False),
-        "identifier": [{"system": READING_ID, "value": f"{about.key}-{part.name}"}],
-        "status": "final" if good else "preliminary",
-        "category": _VITAL_SIGNS,
-        "code": _concept(part.measure, True),
-        **shared,
-    }
-    if marks := _interpretations(part, reading, good):
-        one["interpretation"] = marks
-    if part.components:
-        one["component"] = [
-            {"code": _concept(measure, True), "valueQuantity": _quantity(values[name], measure)}
-            for name, measure in part.components
-        ]
-    else:
-        one["valueQuantity"] = _quantity(values[part.value], part.measure)
-    return one
+def _measured(part: Part, values: dict[str, Value]) -> bytes:
+    if not part.components:
+        return b',"valueQuantity":' + _quantity(values[part.values[0]], part.measure)
+    return b',"component":[%b]' % b",".join(
+        b'{"code":%b,"valueQuantity":%b}' % (_concept(measure, True), _quantity(values[name], measure))
+        for name, measure in zip(part.values, part.components, strict=True)
+    )
 
 
-def _failed(part: Part, reading: Reading, values: dict[str, Value], about: About, shared: Json) -> Json:
-    # Its identifier is not that of the measurement: should a mended decoder find a value in these bytes after
-    # all, that one must not be taken for delivered.
-    return {
-        "resourceType": "Observation",
-        "meta": _meta("", about.possible_repeat, not _TEST_WORDS.isdisjoint(reading.status)),
-        "identifier": [{"system": READING_ID, "value": f"{about.key}-status"}],
-        "status": "final",
-        "code": _concept(part.measure, False),
-        "dataAbsentReason": _absent(_absent_reason(part, reading, values)),
-        **shared,
-    }
+def _failed_head(part: Part, reading: Reading, values: dict[str, Value], about: About) -> bytes:
+    test = not _TEST_WORDS.isdisjoint(reading.status)
+    reason = {"coding": [{"system": ABSENT_REASONS, "code": _absent_reason(part, reading, values)}]}
+    return _members(
+        {
+            "resourceType": "Observation",
+            **_meta("", about.possible_repeat, test),
+            "status": "final",
+            "code": orjson.Fragment(_concept(part.measure, False)),
+            "dataAbsentReason": reason,
+        }
+    )
 
 
-def _shared(reading: Reading, values: dict[str, Value], about: About, zone: tzinfo) -> Json:
+def _shared(reading: Reading, about: About, zone: tzinfo) -> bytes:
+    """What all Observations of a Reading have in common."""
     shared: Json = {"subject": {"reference": about.patient}, "device": {"reference": about.sensor}}
     if about.quality == "bracketed":
         start, end = _instant(about.earliest_ms, zone), _instant(about.latest_ms, zone)
@@ -156,9 +149,9 @@ def _shared(reading: Reading, values: dict[str, Value], about: About, zone: tzin
         {"url": READING_TIME, "extension": _time_quality(about)},
         {"url": READING_PROVENANCE, "extension": _provenance(about)},
     ]
-    if notes := list(_notes(reading, values, about)):
+    if notes := _notes(reading, about):
         shared["note"] = [{"text": text} for text in notes]
-    return shared
+    return b"," + _members(shared)
 
 
 def _time_quality(about: About) -> list[Json]:
@@ -180,61 +173,47 @@ def _provenance(about: About) -> list[Json]:
     return found
 
 
-def _notes(reading: Reading, values: dict[str, Value], about: About) -> Iterator[str]:
+def _notes(reading: Reading, about: About) -> list[str]:
     """What a clinician has to see beside the value."""
+    notes = []
     if said := [word for word in reading.status if word not in _ROUTINE_WORDS]:
-        yield f"The Sensor reported: {', '.join(said)}."
+        notes.append(f"The Sensor reported: {', '.join(said)}.")
     if reading.user is not None:
-        yield f"Measured in user slot {reading.user} of the Sensor."
+        notes.append(f"Measured in user slot {reading.user} of the Sensor.")
     if about.possible_repeat:
-        yield "Possible repeat: the same value came before, and the Sensor gave no time to tell them apart."
-    kpa = [f"{name} {text(value)}" for name, value in values.items() if _in_kpa(value)]
-    if kpa and reading.trust != NEVER:
-        yield f"Measured in kPa: {', '.join(kpa)}."
+        notes.append(
+            "Possible repeat: the same value came before, and the Sensor gave no time to tell them apart."
+        )
+    if reading.values[0].unit == KPA and reading.trust != NEVER:
+        kpa = [f"{value.name} {text(value)}" for value in reading.values if _in_kpa(value)]
+        notes.append(f"Measured in kPa: {', '.join(kpa)}.")
+    return notes
 
 
-def _interpretations(part: Part, reading: Reading, good: bool) -> list[orjson.Fragment]:
+def _marks(part: Part, reading: Reading) -> bytes:
+    """The interpretations."""
+    marks = []
     # An irregular pulse is a finding about the patient, not a fault of the measurement (DOMAIN 1.4).
-    marks = [_IRREGULAR] if "irregular pulse" in reading.status and part.name in ("bp", "hr") else []
-    if not good:
-        marks.append(_status_mark(reading.status))
-    return marks
-
-
-@cache
-def _status_mark(status: tuple[str, ...]) -> orjson.Fragment:
-    if "early estimated data" in status:
-        code = "early-indication"
-    elif "calibration ongoing" in status:
-        code = "calibration-ongoing"
-    else:
-        code = "questionable"
-    return _fragment(
-        {"coding": [{"system": MEASUREMENT_STATUS, "code": code}], "text": code.replace("-", " ")}
-    )
+    if "irregular pulse" in reading.status and part.name in ("bp", "hr"):
+        marks.append({"coding": [_coding(IRREGULAR_PULSE)], "text": "Irregular pulse"})
+    if reading.trust != GOOD:
+        code = next((code for word, code in _MARKS.items() if word in reading.status), "questionable")
+        coding = {"system": MEASUREMENT_STATUS, "code": code}
+        marks.append({"coding": [coding], "text": code.replace("-", " ")})
+    return b"," + _members({"interpretation": marks}) if marks else b""
 
 
 def _absent_reason(part: Part, reading: Reading, values: dict[str, Value]) -> str:
     if not _NOT_PERFORMED.isdisjoint(reading.status):
         return "not-performed"
-    for name in _names(part):
-        if name in values and values[name].special:
-            return ABSENT.get(values[name].special, "error")
-    return "error"
+    specials = (values[name].special for name in part.values if name in values)
+    return next((ABSENT.get(special, "error") for special in specials if special), "error")
 
 
-def _names(part: Part) -> tuple[str, ...]:
-    return tuple(name for name, _ in part.components) or (part.value,)
-
-
-def _is_number(value: Value | None) -> bool:
-    return value is not None and value.special is None
-
-
-def _quantity(value: Value, measure: Measure) -> orjson.Fragment:
+def _quantity(value: Value, measure: Measure) -> bytes:
     assert measure.unit and value.special is None, "a special value has no number"
     number = _mmhg(value) if value.unit == KPA else str(text(value))
-    return orjson.Fragment(b'{"value":%b,%b' % (number.encode(), _quantity_end(measure.unit)))
+    return b'{"value":%b,%b}' % (number.encode(), _unit(measure.unit))
 
 
 def _mmhg(value: Value) -> str:
@@ -248,53 +227,61 @@ def _in_kpa(value: Value) -> bool:
 
 
 def _instant(ms: int, zone: tzinfo) -> str:
-    return (_EPOCH + timedelta(milliseconds=ms)).astimezone(zone).isoformat(timespec="milliseconds")
+    return datetime.fromtimestamp(ms / 1000, zone).isoformat(timespec="milliseconds")
 
 
-# --- Constant parts, serialised once ------------------------------------------------------------------------
+# --- Constant parts, serialised once -----------------------------------------------------------------------
 
 
-def _fragment(content: Any) -> orjson.Fragment:
-    return orjson.Fragment(orjson.dumps(content))
+@cache
+def _head(part: Part, good: bool, possible_repeat: bool) -> bytes:
+    """The first members of a measured Observation."""
+    return _members(
+        {
+            "resourceType": "Observation",
+            **_meta(part.measure.profile if good else "", possible_repeat, False),
+            "status": "final" if good else "preliminary",
+            "category": _VITAL_SIGNS,
+            "code": orjson.Fragment(_concept(part.measure, True)),
+        }
+    )
+
+
+def _meta(profile: str, possible_repeat: bool, test: bool) -> Json:
+    meta: Json = {"profile": [profile]} if profile else {}
+    if possible_repeat:
+        meta["tag"] = [{"system": TAGS, "code": "possible-repeat", "display": "Possible repeat"}]
+    if test:
+        meta["security"] = [{"system": ACT_REASONS, "code": "HTEST", "display": "test health data"}]
+    return {"meta": meta} if meta else {}
+
+
+@cache
+def _concept(measure: Measure, vital: bool) -> bytes:
+    codes = (measure.loinc, measure.snomed, measure.mdc) if vital else (measure.snomed, measure.mdc)
+    return orjson.dumps({"coding": [_coding(code) for code in codes], "text": measure.text})
+
+
+@cache
+def _unit(unit: Unit) -> bytes:
+    return _members({"unit": unit.name, "system": UCUM, "code": unit.code})
 
 
 def _coding(code: Code) -> Json:
     return {"system": code.system, "code": code.code, "display": code.display}
 
 
-@cache
-def _concept(measure: Measure, vital: bool) -> orjson.Fragment:
-    codes = (measure.loinc, measure.snomed, measure.mdc) if vital else (measure.snomed, measure.mdc)
-    return _fragment({"coding": [_coding(code) for code in codes], "text": measure.text})
+def _members(resource: Json) -> bytes:
+    """The JSON of an object without its braces, to be joined with more."""
+    return orjson.dumps(resource)[1:-1]
 
 
-@cache
-def _meta(profile: str, possible_repeat: bool, test: bool) -> orjson.Fragment:
-    meta: Json = {"profile": [profile]} if profile else {}
-    if possible_repeat:
-        meta["tag"] = [{"system": TAGS, "code": "possible-repeat", "display": "Possible repeat"}]
-    if test:
-        meta["security"] = [{"system": ACT_REASONS, "code": "HTEST", "display": "test health data"}]
-    return _fragment(meta or {"tag": [{"system": TAGS, "code": "reading"}]})
-
-
-@cache
-def _absent(code: str) -> orjson.Fragment:
-    return _fragment({"coding": [{"system": ABSENT_REASONS, "code": code}]})
-
-
-@cache
-def _quantity_end(unit: Unit) -> bytes:
-    """The Quantity after its value, brace included."""
-    return orjson.dumps({"unit": unit.name, "system": UCUM, "code": unit.code})[1:]
-
-
-_VITAL_SIGNS = _fragment(
-    [
-        {
-            "coding": [{"system": CATEGORIES, "code": "vital-signs", "display": "Vital Signs"}],
-            "text": "Vital Signs",
-        }
-    ]
-)
-_IRREGULAR = _fragment({"coding": [_coding(IRREGULAR_PULSE)], "text": "Irregular pulse"})
+_READING_ID = READING_ID.encode()
+_ENTRY = b'{"request":{"method":"POST","url":"Observation","ifNoneExist":"identifier=%b|%b"},"resource":%b}'
+_VITAL_SIGNS = [
+    {
+        "coding": [{"system": CATEGORIES, "code": "vital-signs", "display": "Vital Signs"}],
+        "text": "Vital Signs",
+    }
+]
+_MARKS = {"early estimated data": "early-indication", "calibration ongoing": "calibration-ongoing"}

@@ -1,8 +1,8 @@
 """The Store: SQLite with one writer, group commit, and readers that see one moment.
 
 The one rule: what `write` has returned is on disk (P3). Functions that arrive while a commit runs share the
-next transaction, each inside a savepoint of its own: one that fails undoes nothing of the others. When the disk
-is full, the file locked or broken, all of the transaction fails with StoreUnavailable and nothing of it is kept.
+next transaction, each inside a savepoint of its own: one that fails undoes nothing of the others. When the
+disk is full, the file locked or broken, the whole transaction fails with StoreUnavailable and nothing is kept.
 
 StoreError                what a Store can't do
 +-- StoreUnavailable      not now: nothing was written, try again
@@ -26,11 +26,11 @@ Work = Callable[[sqlite3.Connection], T]
 
 SCHEMA_VERSION = 1
 BUSY_TIMEOUT_MS = 5_000
-"""Another process (the command line) holds the write lock for milliseconds; 5 s mean that something is wrong."""
+"""Another process (the command line) holds the write lock for milliseconds: after 5 s something is wrong."""
 MAX_GROUP = 256
 """Functions per transaction: bounds how long the first of a group waits for the last."""
 CHECKPOINT_PAGES = 4_000
-"""16 MB of WAL between checkpoints instead of 4: each syncs twice, and recovery still takes under a second."""
+"""16 MB of WAL between checkpoints instead of 4: each syncs twice, and recovery stays below a second."""
 
 _WORLD = {
     sqlite3.SQLITE_BUSY,
@@ -222,9 +222,7 @@ def _prepare(db: sqlite3.Connection) -> None:
     db.execute(f"pragma wal_autocheckpoint = {CHECKPOINT_PAGES}")
     (version,) = db.execute("pragma user_version").fetchone()
     if version > SCHEMA_VERSION:
-        raise StoreError(
-            f"{version} is the Store's version: this release knows {SCHEMA_VERSION} and is too old"
-        )
+        raise StoreError(f"the Store has version {version}, this release knows {SCHEMA_VERSION}: too old")
     if version < SCHEMA_VERSION:
         schema = resources.files("sync_service").joinpath("schema.sql").read_text()
         db.executescript(f"begin immediate; {schema} pragma user_version = {SCHEMA_VERSION}; commit;")

@@ -1,9 +1,10 @@
 """
 Compares what the Sensors measured (their ledgers) with what the Hub holds (FHIR searches over HTTP).
 
-It knows neither the Gateway nor the Sync Service: it imports nothing of theirs, so that a mistake there can't hide here.
-A measurement is at the Hub when exactly one primary Observation (blood-pressure panel or SpO2) stands under the right
-patient, from the right Sensor, with the right numbers, at a time whose stated bound holds the true one.
+It knows neither the Gateway nor the Sync Service: it imports nothing of theirs, so that a mistake there can't
+hide here. A measurement is at the Hub when exactly one primary Observation (blood-pressure panel or SpO2)
+stands under the right patient, from the right Sensor, with the right numbers, at a time whose stated bound
+holds the true one.
 """
 
 from collections.abc import Iterable
@@ -145,9 +146,9 @@ def _same_values(measurement: Measurement, seen: Seen) -> bool:
     if measurement.serial != seen.serial:
         return False
     if measurement.kind == BLOOD_PRESSURE:
-        code, names = PANEL, ("systolic", "diastolic")
+        code, names = PANEL, ["systolic", "diastolic"]
     else:
-        code, names = SPO2, ("spo2",)
+        code, names = SPO2, ["spo2"]
     expected = tuple(None if measurement.failed else _number(measurement, name) for name in names)
     return seen.code == code and seen.values == expected
 
@@ -162,7 +163,8 @@ def _taken_ms(measurement: Measurement) -> float:
 
 
 def _name(measurement: Measurement) -> str:
-    return f"{measurement.kind} {measurement.number} of {measurement.serial} ({measurement.state}, {measurement.clock})"
+    which = f"{measurement.kind} {measurement.number} of {measurement.serial}"
+    return f"{which} ({measurement.state}, clock {measurement.clock})"
 
 
 async def _search(http: aiohttp.ClientSession, url: str | None) -> list[dict[str, Any]]:
@@ -216,7 +218,7 @@ def _quantity(holder: dict[str, Any]) -> Decimal | None:
 
 
 def _bounds(observation: dict[str, Any]) -> tuple[float, float]:
-    """Earliest and latest ms: the period, or the instant widened by the bound that the resource itself states."""
+    """Earliest and latest ms: the period, or the instant widened by the bound that the resource states."""
     if "effectivePeriod" in observation:
         period = observation["effectivePeriod"]
         return _ms(period["start"]), _ms(period["end"])

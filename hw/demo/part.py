@@ -1,4 +1,4 @@
-"""A part of the demo that runs as a process of its own, so that it can be killed as a power cut would kill it."""
+"""A part of the demo: a process of its own, so that it can be killed as a power cut would kill it."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""What happens in one home, from one seed: who measures what, and when the Kit goes on to the next patient. Pure."""
+"""What happens in one home, from one seed: who measures what, before and after the hand-over. Pure."""
 
 import itertools
 import random
@@ -12,8 +12,8 @@ MUST_HAPPEN: tuple[tuple[Action, ...], ...] = (
     ("failed", "simple", "blood_pressure"),  # for the first patient
     ("repeat", "clock_lost", "simple_repeat"),  # for the second
 )
-"""What every run contains, per Kit: a failed cuff measurement (NaN), a repeat on reconnect, a Sensor without timestamps,
-an unset Sensor clock. The hand-over lies between the two."""
+"""What every run contains, per Kit: a failed cuff measurement (NaN), a repeat on reconnect, a Sensor without
+timestamps, an unset Sensor clock. The hand-over lies between the two."""
 LEAST_STEPS = sum(len(actions) for actions in MUST_HAPPEN)
 _USUAL: tuple[Action, ...] = ("spot_check", "blood_pressure", "spot_check", "blood_pressure", "simple")
 
@@ -28,7 +28,7 @@ class Step:
 
 
 def steps(seed: int, kit: int, total: int | None) -> tuple[Iterator[Step], Iterator[Step]]:
-    """The measurements of a Kit's first and second patient; `total` of both, None: the second goes on for ever."""
+    """The measurements of a Kit's first and second patient; `total` of both, None: the second never ends."""
     chance = random.Random(f"{seed}/{kit}")
     before, after = ([*actions] for actions in MUST_HAPPEN)
     extra = 8 if total is None else max(0, total - LEAST_STEPS)

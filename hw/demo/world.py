@@ -159,7 +159,8 @@ class Home:
         config.write_text(
             f'kit = "{kit}"\njournal = "journal.flash"\njournal_kib = 256\nsensors = "sensors.json"\n\n'
             f'[broker]\nhost = "127.0.0.1"\nport = {broker_port}\n'
-            f'ca = "{identity / "ca.pem"}"\ncertificate = "{identity / "cert.pem"}"\nkey = "{identity / "key.pem"}"\n'
+            f'ca = "{identity / "ca.pem"}"\n'
+            f'certificate = "{identity / "cert.pem"}"\nkey = "{identity / "key.pem"}"\n'
         )
         self._part = Part(
             f"home of {kit}",

@@ -1,11 +1,11 @@
 """The right patient (P5): whose a Reading is, and what happens when that is not certain."""
 
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import sync_service
 from sync_service.assignments import (
     WITHDRAWN,
     Assignment,
@@ -17,6 +17,7 @@ from sync_service.assignments import (
     place,
     place_held,
 )
+from sync_service.store import connect
 
 HOUR = 3_600_000
 KIT = "HW-0001"
@@ -25,13 +26,13 @@ SECOND = Assignment(2, "episode-2", "Patient/2", 20 * HOUR, None)
 
 
 @pytest.fixture
-def db() -> sqlite3.Connection:
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
     """A Store with one Kit and one Journal."""
-    db = sqlite3.connect(":memory:", isolation_level=None)
-    db.executescript((Path(sync_service.__file__).parent / "schema.sql").read_text())
+    db = connect(tmp_path / "store.sqlite")
     db.execute("insert into kit (kit, state, created_ms) values (?, 'active', 0)", (KIT,))
     db.execute("insert into journal (journal, kit, journal_id, created_ms) values (1, ?, x'01', 0)", (KIT,))
-    return db
+    yield db
+    db.close()
 
 
 def placed(
@@ -45,8 +46,8 @@ def hold(
 ) -> None:
     """Put a held Reading into the Store."""
     db.execute(
-        """insert into reading (reading, journal, sequence, key, content, sensor, trust, earliest_ms, latest_ms,
-               quality, state, reason, barred, derived_ms)
+        """insert into reading (reading, journal, sequence, key, content, sensor, trust, earliest_ms,
+               latest_ms, quality, state, reason, barred, derived_ms)
            values (?, 1, ?, ?, x'00', 's', 'good', ?, ?, 'synced', 'held', 'why', ?, 0)""",
         (reading, reading, bytes([reading]), earliest_ms, latest_ms, barred),
     )

@@ -76,11 +76,8 @@ def mapped(kind: str, about: About = JULY_ABOUT) -> dict[str, Any]:
     characteristic, raw = KINDS[kind]
     reading = decode(characteristic, bytes.fromhex(raw))
     assert isinstance(reading, Reading)
-    found = [
-        json.loads(orjson.dumps(one), parse_float=Decimal)
-        for one in observations(characteristic, reading, about, LONDON)
-    ]
-    return {one["identifier"][0]["value"].rpartition("-")[2]: one for one in found}
+    found = observations(characteristic, reading, about, LONDON)
+    return {value.rpartition("-")[2]: json.loads(one, parse_float=Decimal) for value, one in found.items()}
 
 
 def numbers(resource: dict[str, Any]) -> list[Any]:
@@ -191,8 +188,8 @@ def test_an_irregular_pulse_is_kept_and_shown_on_pressure_and_pulse() -> None:
 def test_a_number_keeps_the_precision_it_was_measured_with() -> None:
     reading = decode(SPOT, bytes.fromhex("00D4F3" + "20F3"))  # 98.0 %, 80.0 /min
     assert isinstance(reading, Reading)
-    one, other = observations(SPOT, reading, JULY_ABOUT, LONDON)
-    assert b'"value":98.0,' in orjson.dumps(one) and b'"value":80.0,' in orjson.dumps(other)
+    one, other = observations(SPOT, reading, JULY_ABOUT, LONDON).values()
+    assert b'"value":98.0,' in one and b'"value":80.0,' in other
 
 
 def test_the_time_has_the_offset_of_the_home_and_tells_its_quality_and_bound() -> None:
