@@ -106,6 +106,7 @@ Event = namedtuple("Event", ("code", "sensor", "detail"))
 Lost = namedtuple("Lost", ("first", "last", "reason"))
 
 _HEADER = "<HBBIIHBHB"
+_HEADER_WIDE = "<HBBIIHI"  # the same with 32 bits of the uptime in one
 _FRAME = "<BBH"
 _FRAME_BYTES = const(4)
 _ANCHOR = "<QIBh"
@@ -237,6 +238,35 @@ def decode_all(buffer: "bytes | bytearray | memoryview") -> "list[Record]":
         records.append(decode(buffer, offset))
         offset += length_at(buffer, offset)
     return records
+
+
+def scan(buffer: bytes) -> "tuple[list[Record], list[tuple[int, bytes]]]":
+    """Return the good Records of a Batch body, and each broken piece as (number of good ones before it, bytes).
+
+    The service's way to read: a broken Record costs itself alone. Where a length makes no sense, the next Record
+    can't be found, and all that is left is one broken piece.
+    """
+    records = []
+    broken = []
+    start = 0
+    while start < len(buffer):
+        end = (
+            start
+            + OVERHEAD_BYTES
+            + (buffer[start] | buffer[start + 1] << 8 if start + 1 < len(buffer) else 0)
+        )
+        if end > len(buffer) or end > start + OVERHEAD_BYTES + MAX_BODY_BYTES:
+            broken.append((len(records), buffer[start:]))
+            break
+        if crc32(buffer[start : end - 4]) & 0xFFFFFFFF == struct.unpack_from("<I", buffer, end - 4)[0]:
+            _, type, version, sequence, boot, lo, hi = struct.unpack_from(_HEADER_WIDE, buffer, start)
+            records.append(
+                Record(type, version, sequence, boot, hi << 16 | lo, buffer[start + HEADER_BYTES : end - 4])
+            )
+        else:
+            broken.append((len(records), buffer[start:end]))
+        start = end
+    return records, broken
 
 
 # --- Bodies ------------------------------------------------------------------------------------------------------
