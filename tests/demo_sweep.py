@@ -1,0 +1,55 @@
+"""
+make sim: the demo over many seeds, each with every kill and an outage; the first that breaks a promise ends it.
+
+    python -m tests.demo_sweep --seeds 10
+
+The last line of stdout is JSON: the figures of all runs added up, and per part how many kills met anything in
+flight. Exit code 1 with the command that replays the seed when one fails.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import Counter
+from typing import Any
+
+ARGUMENTS = ["--until", "40", "--kill", "broker,service,hub", "--offline", "20", "--json"]
+ADDED = ("taken", "at_hub", "missing", "duplicates", "possible_repeats", "wrong_patient", "false_vitals")
+
+
+def run(seed: int) -> tuple[int, dict[str, Any]]:
+    """Exit code and closing line of one run."""
+    command = [sys.executable, "-m", "hw.demo.main", *ARGUMENTS, "--seed", str(seed)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    lines = done.stdout.splitlines()
+    return done.returncode, json.loads(lines[-1]) if lines else {}
+
+
+def sweep(seeds: range) -> int:
+    """Run every seed; return the exit code."""
+    total: Counter[str] = Counter()
+    in_flight: Counter[str] = Counter()
+    for seed in seeds:
+        code, line = run(seed)
+        print(f"seed {seed}: {json.dumps(line)}", flush=True)
+        if code:
+            print(f"replay: make demo ARGS='{' '.join(ARGUMENTS)} --seed {seed}'", file=sys.stderr)
+            return code
+        total.update({name: line[name] for name in (*ADDED, "offline_kept")})
+        in_flight.update({part: kill["in_flight"] > 0 for part, kill in line["kills"].items()})
+    print(json.dumps({"seeds": len(seeds), **total, "kills_with_something_in_flight": in_flight}))
+    return 0
+
+
+def main() -> int:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="The demo over many seeds.")
+    parser.add_argument("--seeds", type=int, default=10, help="how many")
+    parser.add_argument("--first", type=int, default=1, help="the first of them")
+    options = parser.parse_args()
+    return sweep(range(options.first, options.first + options.seeds))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
