@@ -241,13 +241,13 @@ def decode_all(buffer: "bytes | bytearray | memoryview") -> "list[Record]":
 
 
 def scan(buffer: bytes) -> "tuple[list[Record], list[tuple[int, bytes]]]":
-    """Return the good Records of a Batch body, and each broken piece as (number of good ones before it, bytes).
+    """Return the good Records of a Batch body, and each broken piece: (good Records before it, bytes).
 
-    The service's way to read: a broken Record costs itself alone. Where a length makes no sense, the next Record
-    can't be found, and all that is left is one broken piece.
+    The service's way to read: a broken Record costs itself alone. Where a length makes no sense, the next
+    Record can't be found, and all that is left is one broken piece.
     """
-    records = []
-    broken = []
+    records: "list[Record]" = []
+    broken: "list[tuple[int, bytes]]" = []
     start = 0
     while start < len(buffer):
         end = (
