@@ -246,8 +246,8 @@ def scan(buffer: bytes) -> "tuple[list[Record], list[tuple[int, bytes]]]":
     The service's way to read: a broken Record costs itself alone. Where a length makes no sense, the next
     Record can't be found, and all that is left is one broken piece.
     """
-    records: "list[Record]" = []
-    broken: "list[tuple[int, bytes]]" = []
+    records: list[Record] = []
+    broken: list[tuple[int, bytes]] = []
     start = 0
     while start < len(buffer):
         end = (
