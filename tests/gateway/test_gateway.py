@@ -3,10 +3,9 @@
 import json
 import unittest
 
-from gateway.journal import Journal
-
 from gateway.errors import JournalError, SensorError
 from gateway.gateway import Gateway
+from gateway.journal import Journal
 from gateway.limits import MAX_SENSORS, QUIET_MS
 from gateway.message import Ack, decode_batch, encode_ack
 from gateway.record import (
@@ -29,29 +28,41 @@ from gateway.record import (
 from gateway.sensor_session import CAN_INDICATE, CAN_READ, READ
 from gateway.uplink import Uplink
 
-BLOCK = 4096
+try:
+    from micropython import heap_lock, heap_unlock
+except ImportError:  # CPython
+
+    def heap_lock():
+        pass
+
+    heap_unlock = heap_lock
+
 ADDRESS = b"\xc0\x00\x00\x00\x00\x01"
 TABLE = {0x2A25: CAN_READ, 0x2A35: CAN_INDICATE}
 UTC_MS = 1_764_000_000_000
 
 
 class RamFlash:
-    """NOR flash: programming only clears bits."""
+    """NOR flash of small blocks: programming only clears bits."""
+
+    block_bytes = 1024
 
     def __init__(self, blocks):
-        self.block_bytes = BLOCK
-        self.size = blocks * BLOCK
-        self.bytes = bytearray(b"\xff" * self.size)
+        self.size = blocks * self.block_bytes
+        self.blocks = [bytearray(b"\xff" * self.block_bytes) for _ in range(blocks)]
 
     def read(self, offset, buffer):
-        memoryview(buffer)[:] = memoryview(self.bytes)[offset : offset + len(buffer)]
+        block, at = divmod(offset, self.block_bytes)
+        for i in range(len(buffer)):
+            buffer[i] = self.blocks[block][at + i]
 
     def program(self, offset, buffer):
+        block, at = divmod(offset, self.block_bytes)
         for i in range(len(buffer)):
-            self.bytes[offset + i] &= buffer[i]
+            self.blocks[block][at + i] &= buffer[i]
 
     def erase(self, block):
-        self.bytes[block * BLOCK : (block + 1) * BLOCK] = b"\xff" * BLOCK
+        self.blocks[block] = bytearray(b"\xff" * self.block_bytes)
 
 
 class Lock:
@@ -77,12 +88,13 @@ class Bonds:
 
 class GatewayTest(unittest.TestCase):
     def setUp(self):
-        self.flash = RamFlash(4)
+        self.flash = RamFlash(6)
         self.bonds = Bonds()
         Journal(self.flash, Lock()).format(b"journal1")
         self.boot()
 
     def boot(self):
+        self.journal = self.uplink = self.gateway = None  # a board's heap holds one Gateway
         self.journal = Journal(self.flash, Lock())
         self.journal.mount()
         self.uplink = Uplink(self.journal, lambda: b"noncenon")
@@ -133,6 +145,16 @@ class GatewayTest(unittest.TestCase):
         self.assertEqual((frame.sensor, frame.characteristic, frame.value), (sensor, 0x2A35, b"\x00\x78\x00"))
         status = json.loads(self.gateway.status(0))
         self.assertEqual(status["sensors"], [{"sensor": sensor, "seen_ms": (1 << 34) + 5}])
+
+    def test_the_handler_path_does_not_allocate(self):
+        sensor = self.bond()
+        value = bytes(range(19))
+        heap_lock()
+        try:
+            self.gateway.received(sensor, 0x2A35, value, INDICATED, 0xFFFFFF, 0xFFFFFF)
+        finally:
+            heap_unlock()
+        self.assertEqual(self.journal.next_sequence, 5)
 
     # --- Sensors
 

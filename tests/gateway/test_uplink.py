@@ -3,7 +3,6 @@
 import unittest
 
 from gateway.journal import Journal
-
 from gateway.limits import ACK_WAIT_MAX_MS, ACK_WAIT_MS, ANCHOR_EVERY_MS, MAX_BATCH_BYTES, MAX_ROUND_TRIP_MS
 from gateway.message import Ack, decode_batch, encode_ack
 from gateway.record import (
@@ -22,26 +21,29 @@ from gateway.uplink import Uplink
 
 JOURNAL_ID = b"journal1"
 UTC_MS = 1_764_000_000_000
-BLOCK = 4096
 
 
 class RamFlash:
-    """NOR flash: programming only clears bits."""
+    """NOR flash of small blocks: programming only clears bits."""
+
+    block_bytes = 1024
 
     def __init__(self, blocks):
-        self.block_bytes = BLOCK
-        self.size = blocks * BLOCK
-        self.bytes = bytearray(b"\xff" * self.size)
+        self.size = blocks * self.block_bytes
+        self.blocks = [bytearray(b"\xff" * self.block_bytes) for _ in range(blocks)]
 
     def read(self, offset, buffer):
-        memoryview(buffer)[:] = memoryview(self.bytes)[offset : offset + len(buffer)]
+        block, at = divmod(offset, self.block_bytes)
+        for i in range(len(buffer)):
+            buffer[i] = self.blocks[block][at + i]
 
     def program(self, offset, buffer):
+        block, at = divmod(offset, self.block_bytes)
         for i in range(len(buffer)):
-            self.bytes[offset + i] &= buffer[i]
+            self.blocks[block][at + i] &= buffer[i]
 
     def erase(self, block):
-        self.bytes[block * BLOCK : (block + 1) * BLOCK] = b"\xff" * BLOCK
+        self.blocks[block] = bytearray(b"\xff" * self.block_bytes)
 
 
 class Lock:
@@ -54,7 +56,7 @@ class Lock:
 
 class UplinkTest(unittest.TestCase):
     def setUp(self):
-        self.journal = Journal(RamFlash(4), Lock())
+        self.journal = Journal(RamFlash(10), Lock())
         self.journal.format(JOURNAL_ID)
         self.journal.mount()
         self.nonces = 0
