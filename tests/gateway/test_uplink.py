@@ -33,14 +33,14 @@ class RamFlash:
         self.blocks = [bytearray(b"\xff" * self.block_bytes) for _ in range(blocks)]
 
     def read(self, offset, buffer):
-        block, at = divmod(offset, self.block_bytes)
+        block = self.blocks[offset // self.block_bytes]
         for i in range(len(buffer)):
-            buffer[i] = self.blocks[block][at + i]
+            buffer[i] = block[offset % self.block_bytes + i]
 
     def program(self, offset, buffer):
-        block, at = divmod(offset, self.block_bytes)
+        block = self.blocks[offset // self.block_bytes]
         for i in range(len(buffer)):
-            self.blocks[block][at + i] &= buffer[i]
+            block[offset % self.block_bytes + i] &= buffer[i]
 
     def erase(self, block):
         self.blocks[block] = bytearray(b"\xff" * self.block_bytes)
