@@ -122,7 +122,8 @@ _TO_WITHDRAW = """
 # A Journal that belonged to the Episode only by what has just been taken back.
 _UNBIND = """
     update journal set assignment = null where assignment = ? and not exists (
-        select 1 from reading where reading.journal = journal.journal and reading.assignment = journal.assignment)"""
+        select 1 from reading
+        where reading.journal = journal.journal and reading.assignment = journal.assignment)"""
 
 
 def end(db: sqlite3.Connection, kit: str, end_ms: int) -> Ended:

@@ -100,6 +100,7 @@ def observations(characteristic: int, reading: Reading, about: About, zone: tzin
             value = f"{about.key}-{part.name}"
             head = _head(part, reading.trust == GOOD, about.possible_repeat)
             found[value] = _resource(head, value, shared, _marks(part, reading), _measured(part, values))
+    assert found, "a Reading that is trusted has a value"
     return found
 
 

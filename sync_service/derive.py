@@ -1,0 +1,572 @@
+"""Derivation: Records become Readings with a time, a key and a patient; what is placed gets an Outbox row.
+
+Each Journal has a cursor of its own, `derived_through`, that moves in the transaction that stores its
+Readings and Outbox rows: kill -9 leaves both or none. Records are taken in sequence order up to what is
+stored without a gap. A Frame whose time can't be told yet (its boot has no ANCHOR and has not ended) stops
+its Journal until more comes.
+
+What a Frame means depends on the Records before it: which Sensor sent it, what that Sensor's clock said, when
+it was last empty. This context is kept in memory per Journal and is nothing but a function of the Records: it
+is built anew from them at a start and after a failed transaction. ANCHORs alone are looked at ahead, so that
+a time is interpolated.
+
+The keys are those of DESIGN 9.2 and depend on nothing but the Records: however they are cut into chunks.
+"""
+
+import asyncio
+import hashlib
+import logging
+import sqlite3
+import struct
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import quote
+
+from gateway import record
+from gateway.errors import FormatError, Unknown
+from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
+from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_body
+from gateway.sensors import can_store, decode, is_measurement
+from gateway.timebase import SensorTimeline, Time, Timebase
+from sync_service.assignments import Assignment, bind, of_kit, place
+from sync_service.store import Store, StoreUnavailable, count
+
+log = logging.getLogger(__name__)
+
+CHUNK_RECORDS = 500
+"""Records per transaction: 10 ms of work, so that an Ack waiting for its commit hardly notices."""
+POLL_S = 2.0
+"""How soon Journals are looked at again without a word from ingest (another process may have stored)."""
+REPEAT_WITHIN_MS = 86_400_000
+"""DESIGN 9.2: the same value of a Sensor without a time within a day may be a repeat; later it hardly is."""
+REMEMBERED_TIMESTAMPS = 512
+"""Per Journal, to see a clock that stands still: a fortnight of 30 readings a day."""
+MAX_BRACKET_MS = 43_200_000
+"""Default of the widest time that is delivered: half a day still says which day."""
+
+BOND_CHANGED = "the bond with the Sensor has changed: it may be another one"
+NO_SENSOR = "the Sensor's description is missing"
+
+
+class Moment(NamedTuple):
+    """Where a Frame stands in its Journal."""
+
+    sequence: int
+    boot: int
+    uptime_ms: int
+
+
+class Measurement(NamedTuple):
+    """A decoded Frame, before it is compared with what is there."""
+
+    journal: "Journal"
+    at: Moment
+    sensor: str
+    content: bytes
+    timed: bool  # the content alone is its key: a set timestamp of a clock that nothing speaks against
+    streamed: bool
+    trust: str
+    time: Time
+    barred: str | None  # why no Assignment can release it
+
+
+class Known(NamedTuple):
+    """Of a content: the Reading that it is the key of; the newest one that has it and when that was taken."""
+
+    first: int | None
+    newest: int
+    newest_ms: int
+
+
+class Derived(NamedTuple):
+    """What one chunk has done."""
+
+    records: int
+    queued: int
+
+
+async def run(
+    store: Store,
+    wake: asyncio.Event,
+    outbox_wake: asyncio.Event,
+    *,
+    max_bracket_ms: int = MAX_BRACKET_MS,
+    clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+) -> None:
+    """Derive until cancelled. Ingest sets `wake` after a commit; this sets `outbox_wake` after a row."""
+    deriver = Deriver(max_bracket_ms=max_bracket_ms)
+    while True:
+        wake.clear()
+        try:
+            while (derived := await deriver.step(store, clock_ms())).records:
+                if derived.queued:
+                    outbox_wake.set()
+        except StoreUnavailable as error:
+            log.warning("derivation waits: %s", error)  # the disk is full or locked; nothing is lost
+            await asyncio.sleep(POLL_S)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_S):
+                await wake.wait()
+
+
+class Deriver:
+    """Derivation of all Journals, a chunk at a time."""
+
+    def __init__(self, *, max_bracket_ms: int = MAX_BRACKET_MS) -> None:
+        self._max_bracket_ms = max_bracket_ms
+        self._journals: dict[int, Journal] = {}
+        self._stopped: dict[int, int] = {}  # Journal -> `through` at which its next Frame had no time yet
+
+    async def step(self, store: Store, now_ms: int) -> Derived:
+        """Derive one chunk in one transaction."""
+        try:
+            return await store.write(partial(self.chunk, now_ms=now_ms))
+        except BaseException:
+            # The contexts are ahead of the cursors now; they are built anew from the Records.
+            self._journals.clear()
+            self._stopped.clear()
+            raise
+
+    def chunk(self, db: sqlite3.Connection, *, now_ms: int) -> Derived:
+        """Derive at most CHUNK_RECORDS in the caller's transaction."""
+        records = 0
+        found: list[Measurement] = []
+        moved: list[tuple[int, int]] = []
+        for journal in self._with_work(db):
+            before = journal.cursor
+            records += self._advance(db, journal, CHUNK_RECORDS - records, found, now_ms)
+            if journal.cursor > before:
+                moved.append((journal.cursor, journal.number))
+            if records >= CHUNK_RECORDS:
+                break
+        queued = self._store(db, found, now_ms)
+        db.executemany("update journal set derived_through = ? where journal = ?", moved)
+        for journal in {one.journal.number: one.journal for one in found}.values():
+            queued += self._disprove(db, journal, now_ms)
+        return Derived(records, queued)
+
+    def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
+        for number, through, cursor, kit, journal_id, floor_ms, episode in db.execute(_WITH_WORK).fetchall():
+            if self._stopped.get(number) == through:
+                continue
+            journal = self._journals.get(number)
+            if journal is None or journal.cursor != cursor:
+                journal = self._journals[number] = Journal(number, cursor, kit, journal_id, floor_ms)
+                journal.rebuild(db)
+            journal.through, journal.episode = through, episode
+            yield journal
+
+    def _advance(
+        self, db: sqlite3.Connection, journal: "Journal", limit: int, found: list[Measurement], now_ms: int
+    ) -> int:
+        """Take the Journal's next Records; return how many were taken."""
+        journal.look_ahead(db)
+        rows = db.execute(_RECORDS, (journal.number, journal.cursor, journal.through, limit)).fetchall()
+        for taken, (sequence, type, version, boot, uptime_ms, body) in enumerate(rows):
+            at = Moment(sequence, boot, uptime_ms)
+            try:
+                if type != record.FRAME:
+                    journal.learn(type, version, at, body)
+                elif not self._frame(journal, _frame(version, body), at, found):
+                    self._stopped[journal.number] = journal.through
+                    return taken
+            except FormatError as error:
+                _quarantine(db, journal.kit, type, body, error, now_ms)
+            journal.cursor = sequence
+        self._stopped.pop(journal.number, None)
+        if len(rows) < limit:
+            journal.cursor = journal.through  # what is missing in between is known to be lost
+        return len(rows)
+
+    def _frame(self, journal: "Journal", frame: Frame, at: Moment, found: list[Measurement]) -> bool:
+        if not is_measurement(frame.characteristic) or frame.flags & record.UUID_INDEX:
+            return True
+        measurement = journal.measure(frame, at)
+        if measurement is None:
+            return False
+        found.append(measurement)
+        return True
+
+    def _store(self, db: sqlite3.Connection, found: list[Measurement], now_ms: int) -> int:
+        """Write the Readings and Outbox rows; return how many were queued."""
+        if not found:
+            return 0
+        known = _known(db, {one.content for one in found if not one.streamed})
+        (reading,) = db.execute("select coalesce(max(reading), 0) from reading").fetchone()
+        placer = _Placer(db, self._max_bracket_ms)
+        readings, outbox = [], []
+        for one in found:
+            reading += 1
+            row, patient = _row(reading, one, known, placer, now_ms)
+            readings.append(row)
+            if patient:
+                outbox.append((reading, patient, now_ms))
+        db.executemany(_INSERT_READING, readings)
+        db.executemany(_INSERT_OUTBOX, outbox)
+        return len(outbox)
+
+    def _disprove(self, db: sqlite3.Connection, journal: "Journal", now_ms: int) -> int:
+        """Deliver what was collapsed while a clock, now proved not running, was believed; return how many."""
+        queued = 0
+        placer = _Placer(db, self._max_bracket_ms)
+        for sensor in journal.disproved():
+            collapsed = db.execute(_COLLAPSED, (journal.number, sensor.identity)).fetchall()
+            for reading, content, *moment, body in collapsed:
+                at = Moment(*moment)
+                taken = journal.time_of(sensor, _frame(1, body), at)
+                placed = placer.place(journal, taken)
+                key = _own_key(content, journal, at)
+                queued += _release(db, reading, key, taken, placed, now_ms)
+            if collapsed:
+                count(db, journal.kit, "clock disproved", 1)
+        return queued
+
+
+class Source:
+    """A Sensor as a Journal knows it at some Record."""
+
+    def __init__(self, identity: str, timebase: Timebase, barred: str | None = None) -> None:
+        self.identity = identity
+        self.timeline = SensorTimeline(timebase)
+        self.barred = barred
+        self.feature: Feature | None = None  # 0x2A60
+        self.stands_still = False  # one timestamp came with two different values
+        self.told = False  # that the clock is disproved has been acted upon
+        self._seen: OrderedDict[tuple[int, tuple[int, ...]], tuple[Value, ...]] = OrderedDict()
+
+    @property
+    def disproved(self) -> bool:
+        """The Sensor's clock is proved not running (DESIGN 9.2)."""
+        return self.stands_still or self.timeline.clock_disproved()
+
+    def remember(self, characteristic: int, reading: Reading) -> None:
+        """Compare with what came under the same timestamp; its status may differ (storage has a bit)."""
+        if reading.timestamp is None or not reading.clock_set or reading.trust == NEVER:
+            return
+        before = self._seen.setdefault((characteristic, reading.timestamp), reading.values)
+        self.stands_still |= before != reading.values
+        if len(self._seen) > REMEMBERED_TIMESTAMPS:
+            self._seen.popitem(last=False)
+
+
+class Journal:
+    """The context of one Journal: what the Records up to the cursor say about its Frames."""
+
+    def __init__(self, number: int, cursor: int, kit: str, journal_id: bytes, floor_ms: int) -> None:
+        self.number, self.cursor, self.kit, self.journal_id = number, cursor, kit, journal_id
+        self.through = cursor
+        self.episode: str | None = None  # that it belongs to
+        self._timebase = Timebase()
+        self._timebase.not_before(floor_ms)
+        self._looked_through = 0
+        self._receipt_boot = -1
+        self._sources: dict[int, Source] = {}
+        self._items: dict[
+            tuple[int, bytes], dict[int, bytes]
+        ] = {}  # all that each address has said about itself
+
+    def rebuild(self, db: sqlite3.Connection) -> None:
+        """Learn again what the Records up to the cursor say."""
+        for type, version, sequence, boot, uptime_ms, body in db.execute(
+            _CONTEXT, (self.number, 0, self.cursor)
+        ):
+            try:
+                self.learn(type, version, Moment(sequence, boot, uptime_ms), body)
+            except FormatError:
+                continue  # quarantined when it was first read
+        recent = db.execute(_RECENT_FRAMES, (self.number, self.cursor, REMEMBERED_TIMESTAMPS)).fetchall()
+        for version, body in reversed(recent):
+            self._remember(version, body)
+        self.disproved()
+
+    def look_ahead(self, db: sqlite3.Connection) -> None:
+        """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
+        for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
+            self._timebase.add_receipt(boot, uptime_ms, received_ms)
+            self._receipt_boot = boot
+        if self._looked_through == self.through:
+            return
+        ahead = db.execute(_CONTEXT, (self.number, self._looked_through, self.through))
+        for type, version, _, boot, uptime_ms, body in ahead:
+            self._timebase.seen(boot, uptime_ms)
+            if type == record.ANCHOR and version == 1:
+                with suppress(FormatError):  # quarantined when it is read in its place
+                    anchor = decode_body(type, version, body)
+                    assert isinstance(anchor, Anchor)
+                    self._timebase.add_anchor(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
+        self._looked_through = self.through
+
+    def learn(self, type: int, version: int, at: Moment, body: bytes) -> None:
+        """Take a Record that is no Frame. Raises FormatError for a known type that is broken."""
+        try:
+            learned = decode_body(type, version, body)
+        except Unknown:
+            return  # of a later release, or none of ours
+        if isinstance(learned, Sensor):
+            self._learn_sensor(learned)
+        elif isinstance(learned, SensorClock):
+            self._learn_clock(learned, at)
+        elif isinstance(learned, Event):
+            self._learn_event(learned, at)
+
+    def measure(self, frame: Frame, at: Moment) -> Measurement | None:
+        """The Frame as a Measurement; None while its time can't be told. Raises FormatError."""
+        source = self._sources.get(frame.sensor) or self._unknown(frame.sensor)
+        self._timebase.seen(at.boot, at.uptime_ms)
+        reading = _reading(frame)
+        taken = self._time_of(source, frame, reading, at)
+        if taken is None:
+            return None
+        source.remember(frame.characteristic, reading)
+        return Measurement(
+            self,
+            at,
+            source.identity,
+            content_of(source.identity, frame.characteristic, frame.value),
+            bool(reading.timestamp and reading.clock_set) and not source.disproved,
+            reading.kind == CONTINUOUS,
+            reading.trust,
+            taken,
+            source.barred,
+        )
+
+    def time_of(self, source: Source, frame: Frame, at: Moment) -> Time | None:
+        """When the Frame's value was taken, as known now."""
+        return self._time_of(source, frame, _reading(frame), at)
+
+    def disproved(self) -> list[Source]:
+        """The Sensors whose clock has been disproved since this was last asked."""
+        news = [source for source in self._sources.values() if source.disproved and not source.told]
+        for source in news:
+            source.told = True
+        return news
+
+    def _time_of(self, source: Source, frame: Frame, reading: Reading, at: Moment) -> Time | None:
+        stores = can_store(frame.characteristic, source.feature)
+        return source.timeline.time_of(reading, at.boot, at.uptime_ms, can_store=stores)
+
+    def _learn_sensor(self, sensor: Sensor) -> None:
+        # A session that could not ask again sends less: what the address has once said of itself stays.
+        items = self._items.setdefault((sensor.sensor, sensor.address), {})
+        items.update((tag, value) for tag, value in sensor.items if tag != record.FEATURE)
+        identity = sensor_identity(sensor.address, items)
+        source = self._sources.get(sensor.sensor)
+        if source is None or source.identity != identity:
+            source = self._sources[sensor.sensor] = self._renamed(source, identity)
+        for tag, value in sensor.items:
+            if tag == record.FEATURE and len(value) > 2:
+                feature = decode(struct.unpack_from("<H", value)[0], value[2:])
+                if isinstance(feature, Feature) and feature.kind == "plx_features":
+                    source.feature = feature
+
+    def _renamed(self, source: Source | None, identity: str) -> Source:
+        """An address that learns its serial is the same Sensor; any other change is another one."""
+        if source and source.identity.startswith("address:"):
+            source.identity = identity
+            return source
+        return Source(identity, self._timebase)
+
+    def _learn_clock(self, clock: SensorClock, at: Moment) -> None:
+        read = decode(clock.characteristic, clock.value)
+        source = self._sources.get(clock.sensor)
+        if source and isinstance(read, Clock):
+            source.timeline.clock_read(clock.kind, at.boot, at.uptime_ms, read.date_time)
+
+    def _learn_event(self, event: Event, at: Moment) -> None:
+        source = self._sources.get(event.sensor)
+        if source is None:
+            return
+        if event.code in (record.SENSOR_DRAINED, record.BOND_MADE):
+            source.timeline.drained(at.boot, at.uptime_ms)
+        if event.code == record.BOND_MADE:
+            source.barred = None
+        elif event.code == record.BOND_CHANGED:
+            source.barred = BOND_CHANGED
+
+    def _unknown(self, reference: int) -> Source:
+        name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"
+        return self._sources.setdefault(reference, Source(name, self._timebase, NO_SENSOR))
+
+    def _remember(self, version: int, body: bytes) -> None:
+        try:
+            frame = _frame(version, body)
+            if is_measurement(frame.characteristic) and frame.sensor in self._sources:
+                self._sources[frame.sensor].remember(frame.characteristic, _reading(frame))
+        except FormatError:
+            return
+
+
+def _frame(version: int, body: bytes) -> Frame:
+    frame = decode_body(record.FRAME, version, body)
+    assert isinstance(frame, Frame)
+    return frame
+
+
+def _reading(frame: Frame) -> Reading:
+    reading = decode(frame.characteristic, frame.value)
+    assert isinstance(reading, Reading)
+    return reading
+
+
+# --- Keys ---------------------------------------------------------------------------------------------------
+
+
+def sensor_identity(address: bytes, items: dict[int, bytes]) -> str:
+    """What a Sensor is known by: its serial, else its System ID, else its identity address.
+
+    The serial goes with maker and model: two makers count alike. '000000' and the like are no serial.
+    """
+    serial = _text(items.get(record.SERIAL, b""))
+    if len(set(serial)) > 1:
+        names = _text(items.get(record.MANUFACTURER, b"")), _text(items.get(record.MODEL, b"")), serial
+        return "serial:" + "/".join(quote(name, safe=" ") for name in names)
+    system_id = items.get(record.SYSTEM_ID, b"")
+    if len(set(system_id)) > 1:
+        return f"system-id:{system_id.hex('-').upper()}"
+    return f"address:{address.hex(':').upper()}"
+
+
+def content_of(identity: str, characteristic: int, value: bytes) -> bytes:
+    """Hash of a measurement's content (DESIGN 9.2): 16 bytes."""
+    text = f"homeward-reading-1|{identity}|{characteristic:04x}|{value.hex()}"
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def _own_key(content: bytes, journal: Journal, at: Moment) -> bytes:
+    """The key of a value whose content can't tell it from another: with the place of its Frame."""
+    return hashlib.sha256(content + journal.journal_id + struct.pack("<I", at.sequence)).digest()[:16]
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "replace").strip("\0 \t\r\n")
+
+
+# --- Rows ---------------------------------------------------------------------------------------------------
+
+
+class _Placer:
+    """`assignments.place` with the tables of one transaction."""
+
+    def __init__(self, db: sqlite3.Connection, max_bracket_ms: int) -> None:
+        self._db, self._max_bracket_ms = db, max_bracket_ms
+        self._of_kit: dict[str, list[Assignment]] = {}
+
+    def place(self, journal: Journal, taken: Time | None) -> Assignment | str:
+        """The Assignment, which the Journal now belongs to, or the reason to hold."""
+        assignments = self._of_kit.get(journal.kit)
+        if assignments is None:
+            assignments = self._of_kit[journal.kit] = of_kit(self._db, journal.kit)
+        earliest_ms, latest_ms, _ = taken or (None, None, None)
+        found = place(
+            assignments, journal.episode, earliest_ms, latest_ms, max_bracket_ms=self._max_bracket_ms
+        )
+        if isinstance(found, Assignment) and journal.episode is None:
+            bind(self._db, journal.number, found.assignment)
+            journal.episode = found.episode
+        return found
+
+
+def _row(
+    reading: int, one: Measurement, known: dict[bytes, Known], placer: _Placer, now_ms: int
+) -> tuple[tuple[object, ...], str | None]:
+    """The row of table `reading`, and the patient to queue it for."""
+    before = known.get(one.content)
+    first = before.first if before else None
+    repeat_of = first if one.timed else None
+    key = one.content if one.timed else _own_key(one.content, one.journal, one.at)
+    possible = (
+        not one.timed and before is not None and one.time.earliest_ms - before.newest_ms <= REPEAT_WITHIN_MS
+    )
+    if not one.streamed:
+        is_first = one.timed and first is None
+        known[one.content] = Known(reading if is_first else first, reading, one.time.latest_ms)
+    state, reason, assignment, patient = "repeat", one.barred, None, None
+    if repeat_of is None:
+        placed = one.barred or placer.place(one.journal, one.time)
+        if isinstance(placed, Assignment):
+            state, assignment, patient = "queued", placed.assignment, placed.patient
+        else:
+            state, reason = "held", placed
+    row = (
+        reading, one.journal.number, one.at.sequence, key, one.content, repeat_of, possible, one.sensor,
+        one.trust, *one.time, state, reason, bool(one.barred), assignment, now_ms,
+    )  # fmt: skip
+    return row, patient
+
+
+def _known(db: sqlite3.Connection, contents: set[bytes]) -> dict[bytes, Known]:
+    if not contents:
+        return {}
+    rows = db.execute(_KNOWN.format(",".join("?" * len(contents))), tuple(contents))
+    return {content: Known(*rest) for content, *rest in rows}
+
+
+def _release(
+    db: sqlite3.Connection,
+    reading: int,
+    key: bytes,
+    taken: Time | None,
+    placed: Assignment | str,
+    now_ms: int,
+) -> int:
+    times = taken or (None, None, None)
+    if isinstance(placed, str):
+        db.execute(_RELEASE, (key, *times, "held", placed, None, reading))
+        return 0
+    db.execute(_RELEASE, (key, *times, "queued", None, placed.assignment, reading))
+    db.execute(_INSERT_OUTBOX, (reading, placed.patient, now_ms))
+    return 1
+
+
+def _quarantine(
+    db: sqlite3.Connection, kit: str, type: int, body: bytes, error: FormatError, now_ms: int
+) -> None:
+    db.execute(_INSERT_QUARANTINE, (kit, f"record type {type}: {error}", body, now_ms))
+    count(db, kit, "not derived", 1)
+
+
+# Journals whose cursor is behind what is stored. No Reading is older than its Kit: `created_ms` is the floor.
+_WITH_WORK = """
+    select journal.journal, journal.through, journal.derived_through, journal.kit, journal.journal_id,
+        kit.created_ms, assignment.episode
+    from journal join kit on kit.kit = journal.kit
+    left join assignment on assignment.assignment = journal.assignment
+    where journal.derived_through < journal.through"""
+# The next Records of a Journal.
+_RECORDS = """
+    select sequence, type, version, boot, uptime_ms, body from record
+    where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
+# What is no Frame: few, and in an index of their own.
+_CONTEXT = """
+    select type, version, sequence, boot, uptime_ms, body from record
+    where journal = ? and sequence > ? and sequence <= ? and type <> 1 order by sequence"""
+_RECENT_FRAMES = """
+    select version, body from record
+    where journal = ? and sequence <= ? and type = 1 order by sequence desc limit ?"""
+_RECEIPTS = "select boot, uptime_ms, received_ms from receipt where journal = ? and boot > ? order by boot"
+# Of each content: the Reading that stands for it, the newest one that has it and when that was taken.
+_KNOWN = """
+    select content, min(case when key = content and repeat_of is null then reading end), max(reading),
+        max(latest_ms)
+    from reading where content in ({}) group by content"""
+_INSERT_READING = """
+    insert into reading (reading, journal, sequence, key, content, repeat_of, possible_repeat, sensor, trust,
+        earliest_ms, latest_ms, quality, state, reason, barred, assignment, derived_ms)
+    values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
+_INSERT_OUTBOX = "insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)"
+_INSERT_QUARANTINE = """
+    insert into quarantine (kit, reason, content, received_ms) values (?, ?, ?, ?) on conflict do nothing"""
+# What a Sensor sent in this Journal and was taken for a repeat.
+_COLLAPSED = """
+    select reading.reading, reading.content, record.sequence, record.boot, record.uptime_ms, record.body
+    from reading join record on record.journal = reading.journal and record.sequence = reading.sequence
+    where reading.journal = ? and reading.sensor = ? and reading.state = 'repeat' and reading.barred = 0
+    order by reading.reading"""
+_RELEASE = """
+    update reading set key = ?, repeat_of = null, possible_repeat = 1, earliest_ms = ?, latest_ms = ?,
+        quality = ?, state = ?, reason = ?, assignment = ?
+    where reading = ?"""

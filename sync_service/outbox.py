@@ -1,0 +1,376 @@
+"""The Outbox: what still has to reach the Hub, and the attempts to bring it there.
+
+A row is written in the transaction of its Reading, so that a Reading can't be forgotten between the two; it
+is marked done in a transaction after the Hub's answer. kill -9 between the answer and that transaction
+repeats the delivery, and the Hub's conditional create on the Reading's key makes the repetition free: no
+loss, no duplicate, no lease to expire.
+
+For one patient at most one Bundle is under way: two creates on the same condition at the same time make two
+resources at most servers. Several patients are served at once. A Bundle that is refused as a whole is halved
+until the entry at fault stands alone; only that one is parked.
+"""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from datetime import tzinfo
+from functools import partial
+from random import random as uniform
+from typing import NamedTuple
+
+from gateway.reading import Reading
+from gateway.record import FRAME, HOST_CONFIRMED, Frame, decode_body
+from gateway.sensors import decode
+from sync_service.hub import Hub
+from sync_service.observation import About, entries
+from sync_service.retry import (
+    CONFIGURATION,
+    Answer,
+    Breaker,
+    Decision,
+    Done,
+    Parked,
+    Random,
+    RetryAt,
+    decide,
+    is_transient,
+    worst,
+)
+from sync_service.store import Store, StoreUnavailable, count
+
+log = logging.getLogger(__name__)
+
+BUNDLE_READINGS = 50
+"""100 to 150 entries: answered in well under a second, and little is repeated when the answer is lost."""
+PARALLEL_PATIENTS = 8
+"""Bundles under way at once. More does not help one Hub, and a Hub that comes back is not met by a herd."""
+UNMAPPED = 422
+"""Status of a Reading that we could not even map: parked like one that the Hub refuses."""
+POLL_S = 2.0
+"""How soon rows are seen that another process has queued (`homeward-sync assign`, `replay`)."""
+
+
+class Row(NamedTuple):
+    """A claimed row with all that its Observations need."""
+
+    reading: int
+    attempts: int
+    key: bytes
+    possible_repeat: int
+    sensor: str
+    earliest_ms: int
+    latest_ms: int
+    quality: str
+    sequence: int
+    frame: bytes
+    kit: str
+    journal_id: bytes
+
+
+class Devices(NamedTuple):
+    """The Hub's references."""
+
+    gateway: str
+    sensor: str
+
+
+class Delivery(NamedTuple):
+    """One Reading on its way: identifier value -> Bundle entry."""
+
+    row: Row
+    entries: dict[str, bytes]
+
+
+class Outbox:
+    """Brings queued Readings to the Hub until it is cancelled."""
+
+    def __init__(
+        self,
+        store: Store,
+        hub: Hub,
+        wake: asyncio.Event,
+        *,
+        zone: tzinfo,
+        conditional_create_races: bool = False,
+        parallel: int = PARALLEL_PATIENTS,
+        clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        random: Random = uniform,
+    ) -> None:
+        self._store, self._hub, self._wake = store, hub, wake
+        self._zone, self._races, self._parallel = zone, conditional_create_races, parallel
+        self._clock_ms, self._random = clock_ms, random
+        self._before = (
+            0  # Readings up to here were queued before this start: an attempt may have been cut off
+        )
+        self._busy: set[str] = set()  # patients with a Bundle under way
+        self.breaker = Breaker(random)
+        self.trouble: str | None = None  # why the last request failed as a whole; None: it went well
+
+    async def run(self) -> None:
+        """Deliver until cancelled. What is under way then stays queued and is repeated at the next start."""
+        self._before = await self._store.read(_newest)
+        async with asyncio.TaskGroup() as deliveries:
+            while True:
+                self._wake.clear()
+                wait_s = POLL_S
+                with suppress(StoreUnavailable):
+                    wait_s = await self._start_due(deliveries)
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake.
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(wait_s):
+                        await self._wake.wait()
+
+    async def _start_due(self, deliveries: asyncio.TaskGroup) -> float:
+        """Start what may start now; return after how many seconds to look again."""
+        now_ms = self._clock_ms()
+        free = min(self._parallel - len(self._busy), self.breaker.allows(now_ms))
+        if free <= 0:
+            return _seconds(self.breaker.open_until_ms - now_ms)  # or a delivery that ends wakes us
+        free_now = partial(claim, now_ms=now_ms, busy=frozenset(self._busy), patients=free)
+        claimed, due_ms = await self._store.read(free_now)
+        for patient, rows in claimed.items():
+            self._busy.add(patient)
+            self.breaker.started()
+            deliveries.create_task(self._deliver(patient, rows), name="delivery")
+        return _seconds((due_ms or 0) - now_ms)
+
+    async def _deliver(self, patient: str, rows: list[Row]) -> None:
+        try:
+            answered = await self._attempt(patient, rows)
+            failure = next((answer for _, answer in answered if answer.whole and is_transient(answer)), None)
+            self._tell_breaker(failure)
+            decisions = self._decide(answered)
+            if any(isinstance(decision, Parked) for _, decision in decisions):
+                self._hub.forget_devices()
+            now_ms = self._clock_ms()
+            await self._store.write(partial(settle, decisions=decisions, failure=failure, now_ms=now_ms))
+        except StoreUnavailable as error:
+            # What the Hub has answered is not written down: the rows stay queued and the repetition is free.
+            log.warning("the Outbox waits: %s", error)
+            await asyncio.sleep(POLL_S)
+        finally:
+            self._busy.discard(patient)
+            self._wake.set()
+
+    async def _attempt(self, patient: str, rows: list[Row]) -> list[tuple[Row, Answer]]:
+        """One attempt for each row."""
+        answered: list[tuple[Row, Answer]] = []
+        deliveries: list[Delivery] = []
+        for row, devices in zip(rows, await self._make_devices(rows), strict=True):
+            ready = devices if isinstance(devices, Answer) else self._prepare(patient, row, devices)
+            if isinstance(ready, Delivery):
+                deliveries.append(ready)
+            else:
+                answered.append((row, ready))
+        if self._races:
+            deliveries, found = await self._search(deliveries)
+            answered += found
+        return answered + await self._send(deliveries)
+
+    async def _make_devices(self, rows: list[Row]) -> list[Devices | Answer]:
+        """Each row's Gateway and Sensor at the Hub, made if need be; or the answer that stands in the way."""
+        known: dict[tuple[str, str], Devices | Answer] = {}
+        for row in rows:
+            if (row.kit, row.sensor) not in known:
+                made = known[row.kit, row.sensor] = await self._make_pair(row)
+                if isinstance(made, Answer) and made.whole and is_transient(made):
+                    return [made] * len(rows)  # the Hub is away: asking for the others changes nothing
+        return [known[row.kit, row.sensor] for row in rows]
+
+    async def _make_pair(self, row: Row) -> Devices | Answer:
+        gateway = await self._hub.gateway(row.kit)
+        if not gateway.reference:
+            return gateway
+        sensor = await self._hub.sensor(row.sensor, _frame(row).characteristic)
+        return Devices(gateway.reference, sensor.reference) if sensor.reference else sensor
+
+    def _prepare(self, patient: str, row: Row, devices: Devices) -> Delivery | Answer:
+        try:
+            return Delivery(row, _entries(row, patient, devices, self._zone))
+        except Exception as error:  # a fault of our mapping: this row alone is parked, the others go on
+            log.error("Reading %d can't be mapped: %s", row.reading, type(error).__name__)
+            return Answer(UNMAPPED, f"this release can't map it: {type(error).__name__}")
+
+    async def _search(self, deliveries: list[Delivery]) -> tuple[list[Delivery], list[tuple[Row, Answer]]]:
+        """Take out what an earlier attempt has left at the Hub."""
+        doubtful = [one for one in deliveries if one.row.attempts or one.row.reading <= self._before]
+        held = await self._hub.find([value for one in doubtful for value in one.entries])
+        if isinstance(held, Answer):
+            return [one for one in deliveries if one not in doubtful], [(one.row, held) for one in doubtful]
+        left: list[Delivery] = []
+        found: list[tuple[Row, Answer]] = []
+        for row, wanted in deliveries:
+            missing = {value: entry for value, entry in wanted.items() if not held.get(value)}
+            if any(held.get(value, 0) > 1 for value in wanted):
+                found.append((row, Answer(412, "the Hub holds it more than once")))
+            elif missing:
+                left.append(Delivery(row, missing))
+            else:
+                found.append((row, Answer(200, "found at the Hub")))
+        return left, found
+
+    async def _send(self, deliveries: Sequence[Delivery]) -> list[tuple[Row, Answer]]:
+        """The Hub's answer for each; what is refused as a whole is halved until one Reading is left."""
+        if not deliveries:
+            return []
+        answers = await self._hub.deliver([entry for one in deliveries for entry in one.entries.values()])
+        if isinstance(answers, list):
+            each = iter(answers)
+            return [(row, worst(next(each) for _ in entries)) for row, entries in deliveries]
+        if is_transient(answers) or len(deliveries) == 1:
+            return [(one.row, answers) for one in deliveries]
+        half = len(deliveries) // 2
+        return await self._send(deliveries[:half]) + await self._send(deliveries[half:])
+
+    def _tell_breaker(self, failure: Answer | None) -> None:
+        was_open = self.breaker.is_open
+        self.breaker.ended(failure or Answer(200), self._clock_ms())
+        self.trouble = str(failure) if failure else None
+        if self.breaker.is_open and not was_open:
+            log.warning("the Hub is left alone for a while (%s)", failure)
+        elif was_open and not self.breaker.is_open:
+            log.warning("the Hub answers again")
+
+    def _decide(self, answered: list[tuple[Row, Answer]]) -> list[tuple[int, Decision]]:
+        # One draw for all: what failed together comes back as one Bundle, not as fifty.
+        draw, now_ms = self._random(), self._clock_ms()
+        return [
+            (row.reading, decide(answer, attempts=row.attempts, now_ms=now_ms, random=lambda: draw))
+            for row, answer in answered
+        ]
+
+
+# --- The table ----------------------------------------------------------------------------------------------
+
+# Patients with something queued and when the first of it is due. It steps from patient to patient through the
+# index, so that it costs the number of patients, not the length of the backlog.
+_WAITING = """
+    with recursive waiting (patient) as (
+        select min(patient) from outbox where state = 'queued'
+        union all
+        select (select min(patient) from outbox where state = 'queued' and patient > waiting.patient)
+        from waiting where patient is not null)
+    select patient,
+        (select min(due_ms) from outbox where state = 'queued' and patient = waiting.patient) as due_ms
+    from waiting where patient is not null order by due_ms"""
+
+# One patient's due rows with all that their Observations need.
+_CLAIM = """
+    select reading, outbox.attempts, reading.key, reading.possible_repeat, reading.sensor,
+        reading.earliest_ms, reading.latest_ms, reading.quality, reading.sequence, record.body, journal.kit,
+        journal.journal_id
+    from outbox
+    join reading using (reading)
+    join journal on journal.journal = reading.journal
+    join record on record.journal = reading.journal and record.sequence = reading.sequence
+    where outbox.state = 'queued' and outbox.patient = ? and outbox.due_ms <= ?
+    order by outbox.due_ms limit ?"""
+
+
+def claim(
+    db: sqlite3.Connection, *, now_ms: int, busy: frozenset[str], patients: int
+) -> tuple[dict[str, list[Row]], int | None]:
+    """What may be delivered now, and when the next row after that is due (None: there is none).
+
+    For each of at most `patients` patients who are not busy: at most one Bundle's rows, longest due first.
+    """
+    waiting = [(patient, due_ms) for patient, due_ms in db.execute(_WAITING) if patient not in busy]
+    due = [patient for patient, due_ms in waiting if due_ms <= now_ms][:patients]
+    claimed = {
+        patient: [Row(*row) for row in db.execute(_CLAIM, (patient, now_ms, BUNDLE_READINGS))]
+        for patient in due
+    }
+    return claimed, min((due_ms for patient, due_ms in waiting if due_ms > now_ms), default=None)
+
+
+def _newest(db: sqlite3.Connection) -> int:
+    (reading,) = db.execute("select coalesce(max(reading), 0) from outbox").fetchone()
+    return int(reading)
+
+
+# A row that has been withdrawn (its Assignment was ended) while it was under way is not there any more.
+_DONE = """
+    update outbox set state = 'done', attempts = attempts + 1, answer = ?, done_ms = ?
+    where reading = ? and state = 'queued'"""
+_RETRY = (
+    "update outbox set attempts = attempts + 1, answer = ?, due_ms = ? where reading = ? and state = 'queued'"
+)
+_PARK = """
+    update outbox set state = 'parked', attempts = attempts + 1, answer = ?
+    where reading = ? and state = 'queued'"""
+
+
+def settle(
+    db: sqlite3.Connection,
+    *,
+    decisions: Sequence[tuple[int, Decision]],
+    failure: Answer | None = None,
+    now_ms: int,
+) -> None:
+    """Write what comes after the attempts of one Bundle, each `(reading, decision)`.
+
+    `failure` is of the request as a whole: counted apart, since it says something about the Hub.
+    """
+    done = [(one.answer, now_ms, reading) for reading, one in decisions if isinstance(one, Done)]
+    retry = [(one.answer, one.due_ms, reading) for reading, one in decisions if isinstance(one, RetryAt)]
+    parked = [(one.answer, reading) for reading, one in decisions if isinstance(one, Parked)]
+    gone = len(done) - db.executemany(_DONE, done).rowcount if done else 0
+    db.executemany(_RETRY, retry)
+    db.executemany(_PARK, parked)
+    for name, n in (
+        ("delivered", len(done)),
+        ("delivery retried", len(retry)),
+        ("delivery parked", len(parked)),
+    ):
+        if n:
+            count(db, "", name, n)
+    if failure:
+        count(db, "", "hub refuses us" if failure.status in CONFIGURATION else "hub failed")
+    if gone:
+        # The Hub has Readings that were taken back meanwhile: somebody has to look.
+        count(db, "", "delivered after withdrawal", gone)
+
+
+_REPLAY = """
+    update outbox set state = 'queued', attempts = 0, due_ms = ?, answer = null
+    where reading = ? and state = 'parked'"""
+
+
+def replay(db: sqlite3.Connection, readings: Iterable[int], now_ms: int) -> int:
+    """Put parked Readings back; return how many."""
+    return sum(db.execute(_REPLAY, (now_ms, reading)).rowcount for reading in readings)
+
+
+def _seconds(wait_ms: int) -> float:
+    """How long to sleep: what is due in the past is for somebody else to wake us for."""
+    return min(POLL_S, wait_ms / 1000) if wait_ms > 0 else POLL_S
+
+
+def _frame(row: Row) -> Frame:
+    frame = decode_body(FRAME, 1, row.frame)
+    assert isinstance(frame, Frame)
+    return frame
+
+
+def _entries(row: Row, patient: str, devices: Devices, zone: tzinfo) -> dict[str, bytes]:
+    frame = _frame(row)
+    reading = decode(frame.characteristic, frame.value)
+    assert isinstance(reading, Reading)
+    about = About(
+        key=row.key.hex(),
+        patient=patient,
+        sensor=devices.sensor,
+        gateway=devices.gateway,
+        kit=row.kit,
+        journal=row.journal_id.hex(),
+        sequence=row.sequence,
+        earliest_ms=row.earliest_ms,
+        latest_ms=row.latest_ms,
+        quality=row.quality,
+        host_confirmed=bool(frame.flags & HOST_CONFIRMED),
+        possible_repeat=bool(row.possible_repeat),
+    )
+    return entries(frame.characteristic, reading, about, zone)

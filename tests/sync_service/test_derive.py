@@ -1,0 +1,440 @@
+"""Records become Readings: each with its key, its time and its patient, or held with the reason."""
+
+import asyncio
+import sqlite3
+import struct
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit_journal import BIRTH_MS, BP, CONTINUOUS, CUFF, DAY, HOUR, MINUTE, OXIMETER, SPOT, KitJournal, spot
+
+from gateway import record
+from sync_service import derive
+from sync_service.assignments import assign
+from sync_service.derive import BOND_CHANGED, NO_SENSOR, Deriver, content_of, sensor_identity
+from sync_service.store import Store, connect
+
+NOW = BIRTH_MS + 30 * DAY
+FAILED_BP = bytes.fromhex("16FF07FF07FF07E80706170E230AFF070000")
+GOOD_BP = bytes.fromhex("04780050006000" + "4800")
+NOON = (2026, 7, 10, 12, 0, 0)
+READING = "reading, state, possible_repeat, repeat_of"
+
+
+@pytest.fixture
+def db(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    db = connect(tmp_path / "store.sqlite")
+    yield db
+    db.close()
+
+
+@pytest.fixture
+def kit(db: sqlite3.Connection) -> KitJournal:
+    """A Kit with two Sensors that is with Patient/1 from its first boot on."""
+    kit = KitJournal()
+    kit.create(db)
+    given(db, kit.kit)
+    kit.begin()
+    return kit
+
+
+def given(
+    db: sqlite3.Connection, kit: str, start_ms: int = BIRTH_MS - HOUR, patient: str = "Patient/1"
+) -> None:
+    assign(db, kit, f"episode of {patient}", patient, start_ms, now_ms=NOW, max_bracket_ms=DAY)
+
+
+def derived(db: sqlite3.Connection, kit: KitJournal, deriver: Deriver | None = None) -> Deriver:
+    """Store what the Kit has and derive until nothing is left."""
+    kit.store(db)
+    deriver = deriver or Deriver()
+    while deriver.chunk(db, now_ms=NOW).records:
+        pass
+    return deriver
+
+
+def readings(db: sqlite3.Connection, columns: str) -> list[tuple[Any, ...]]:
+    return db.execute(f"select {columns} from reading order by reading").fetchall()
+
+
+def queued(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    return db.execute("select reading, patient from outbox order by reading").fetchall()
+
+
+def cursor(db: sqlite3.Connection) -> tuple[int, int]:
+    row: tuple[int, int] = db.execute("select derived_through, through from journal").fetchone()
+    return row
+
+
+def test_a_frame_becomes_a_reading_with_its_outbox_row(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.frame(OXIMETER, SPOT, spot())
+    derived(db, kit)
+    ((sensor, trust, earliest, latest, state),) = readings(db, "sensor, trust, earliest_ms, latest_ms, state")
+    assert (sensor, trust, state) == ("serial://501231", "good", "queued")
+    assert earliest <= BIRTH_MS + MINUTE <= latest
+    assert queued(db) == [(1, "Patient/1")]
+    assert cursor(db) == (kit.sequence, kit.sequence)
+
+
+def test_the_same_value_with_the_same_timestamp_is_a_repeat(db: sqlite3.Connection, kit: KitJournal) -> None:
+    deriver = Deriver()
+    for _ in range(2):  # in one chunk, then against what is stored
+        kit.frame(OXIMETER, SPOT, spot(at=NOON))
+        kit.frame(OXIMETER, SPOT, spot(at=NOON))
+        derived(db, kit, deriver)
+    assert readings(db, READING) == [
+        (1, "queued", 0, None),
+        (2, "repeat", 0, 1),
+        (3, "repeat", 0, 1),
+        (4, "repeat", 0, 1),
+    ]
+    assert queued(db) == [(1, "Patient/1")]
+
+
+def test_the_same_value_without_a_time_is_two_readings_the_second_a_possible_repeat(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    deriver = Deriver()
+    kit.frame(OXIMETER, SPOT, spot())
+    derived(db, kit, deriver)
+    kit.frame(OXIMETER, SPOT, spot())
+    kit.frame(OXIMETER, SPOT, spot(98))
+    derived(db, kit, deriver)
+    assert readings(db, READING) == [
+        (1, "queued", 0, None),
+        (2, "queued", 1, None),
+        (3, "queued", 0, None),
+    ]
+    assert len(set(readings(db, "key"))) == 3
+
+
+def test_the_same_value_a_day_later_is_no_possible_repeat(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.frame(OXIMETER, SPOT, spot())
+    kit.uptime_ms += DAY + 3 * MINUTE
+    kit.anchor()
+    kit.frame(OXIMETER, SPOT, spot())
+    derived(db, kit)
+    assert readings(db, "possible_repeat") == [(0,), (0,)]
+
+
+def test_streamed_values_are_never_possible_repeats(db: sqlite3.Connection, kit: KitJournal) -> None:
+    for _ in range(3):
+        kit.frame(OXIMETER, CONTINUOUS, bytes.fromhex("0061004800"), record.NOTIFIED)
+    derived(db, kit)
+    assert readings(db, READING) == [(n, "queued", 0, None) for n in (1, 2, 3)]
+
+
+def test_a_value_of_a_clock_that_is_not_set_is_kept_apart_by_its_place(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    for _ in range(2):
+        kit.frame(OXIMETER, SPOT, spot(at=(2010, 1, 1, 0, 0, 5)))
+    derived(db, kit)
+    assert [state for state, _ in readings(db, "state, key")] == ["queued", "queued"]
+
+
+def test_equal_values_of_two_sensors_are_two_readings(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.sensor(3, (record.MANUFACTURER, b"Other"), (record.SERIAL, b"501231"))
+    kit.frame(OXIMETER, SPOT, spot(at=NOON))
+    kit.frame(3, SPOT, spot(at=NOON))
+    derived(db, kit)
+    assert readings(db, "repeat_of") == [(None,), (None,)]
+
+
+def test_one_timestamp_with_two_values_disproves_the_clock_and_frees_what_was_collapsed(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    deriver = Deriver()
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    derived(db, kit, deriver)
+    assert readings(db, "state") == [("queued",), ("repeat",)]
+    kit.frame(OXIMETER, SPOT, spot(91, at=NOON))
+    derived(db, kit, deriver)
+    assert readings(db, READING) == [
+        (1, "queued", 0, None),
+        (2, "queued", 1, None),
+        (3, "queued", 0, None),
+    ]
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    derived(db, kit, deriver)
+    assert readings(db, READING)[3] == (4, "queued", 1, None), "such a clock tells nothing apart any more"
+    assert [reading for reading, _ in queued(db)] == [1, 2, 3, 4]
+
+
+def test_two_reads_of_a_clock_that_stands_still_free_what_was_collapsed(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    deriver = Deriver()
+    for _ in range(2):
+        kit.clock(OXIMETER, record.CLOCK_BEFORE, NOON)
+        kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+        derived(db, kit, deriver)
+        kit.uptime_ms += HOUR
+        kit.anchor()
+    assert readings(db, READING) == [(1, "queued", 0, None), (2, "queued", 1, None)]
+    assert db.execute("select n from counter where name = 'clock disproved'").fetchone() is None
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    derived(db, kit, Deriver())
+    assert readings(db, READING)[2] == (3, "queued", 1, None)
+
+
+def test_a_timestamp_is_corrected_by_the_reads_around_it(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 9, 23, 0, 0))  # 61 minutes slow
+    kit.uptime_ms += 2 * HOUR
+    kit.anchor()
+    kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 10, 1, 0, 0))
+    stamped = GOOD_BP[:7] + struct.pack("<HBBBBB", 2026, 7, 10, 0, 30, 0) + GOOD_BP[7:]
+    kit.frame(CUFF, BP, bytes([GOOD_BP[0] | 2]) + stamped[1:])
+    derived(db, kit)
+    ((earliest, latest, quality),) = readings(db, "earliest_ms, latest_ms, quality")
+    assert quality == "sensor_corrected"
+    assert earliest <= BIRTH_MS + 91 * MINUTE <= latest and latest - earliest < 10_000
+
+
+def test_the_disproof_is_known_again_after_a_restart(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    kit.frame(OXIMETER, SPOT, spot(91, at=NOON))
+    derived(db, kit)
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    derived(db, kit, Deriver())
+    assert readings(db, READING)[2] == (3, "queued", 1, None)
+
+
+def test_a_failed_measurement_goes_to_the_hub_as_what_it_is(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.frame(CUFF, BP, FAILED_BP)
+    derived(db, kit)
+    assert readings(db, "trust, state") == [("never", "queued")]
+
+
+def test_the_pressure_in_the_cuff_and_unknown_characteristics_are_no_readings(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.frame(CUFF, 0x2A36, bytes.fromhex("007800FF07FF07"), record.NOTIFIED)
+    kit.frame(CUFF, 0x2AFF, b"\x01")
+    kit.frame(CUFF, 0, GOOD_BP, record.INDICATED | record.UUID_INDEX)
+    derived(db, kit)
+    assert readings(db, "reading") == []
+    assert cursor(db)[0] == kit.sequence
+
+
+def test_what_cannot_be_decoded_is_quarantined_and_stops_nothing(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.frame(CUFF, BP, GOOD_BP[:3])
+    kit.add(record.FRAME, b"\x01")
+    kit.add(record.FRAME, b"?", version=9)
+    kit.add(record.SENSOR_CLOCK, b"\x02")
+    kit.frame(CUFF, BP, GOOD_BP)
+    derived(db, kit)
+    assert len(readings(db, "reading")) == 1
+    assert db.execute("select count(*) from quarantine").fetchone() == (4,)
+    assert db.execute("select n from counter where name = 'not derived'").fetchone() == (4,)
+
+
+def test_a_frame_without_its_sensor_is_held_and_never_guessed(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.frame(7, SPOT, spot())
+    derived(db, kit)
+    assert readings(db, "state, reason, barred") == [("held", NO_SENSOR, 1)]
+    assert queued(db) == []
+
+
+def test_readings_after_a_changed_bond_are_held_until_a_bond_is_made(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.event(record.BOND_CHANGED, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(97))
+    kit.frame(CUFF, BP, GOOD_BP)
+    kit.event(record.BOND_MADE, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(98))
+    derived(db, kit)
+    assert readings(db, "state, reason") == [("held", BOND_CHANGED), ("queued", None), ("queued", None)]
+
+
+def test_a_reading_before_the_assignment_is_held_with_the_reason(db: sqlite3.Connection) -> None:
+    kit = KitJournal()
+    kit.create(db)
+    kit.begin()
+    kit.frame(OXIMETER, SPOT, spot(97))
+    kit.uptime_ms += HOUR
+    kit.anchor()
+    given(db, kit.kit, BIRTH_MS + HOUR // 2)
+    kit.frame(OXIMETER, SPOT, spot(98))
+    derived(db, kit)
+    assert [state for (state,) in readings(db, "state")] == ["held", "queued"]
+    assert "no Assignment" in readings(db, "reason")[0][0]
+    assert queued(db) == [(2, "Patient/1")]
+
+
+def test_held_readings_are_queued_when_the_kit_is_assigned(db: sqlite3.Connection) -> None:
+    kit = KitJournal()
+    kit.create(db)
+    kit.begin()
+    kit.frame(OXIMETER, SPOT, spot())
+    derived(db, kit)
+    assert queued(db) == []
+    given(db, kit.kit)
+    assert queued(db) == [(1, "Patient/1")]
+
+
+def test_a_journal_that_belongs_to_one_episode_gives_nothing_to_another(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    deriver = Deriver()
+    kit.frame(OXIMETER, SPOT, spot(97))
+    derived(db, kit, deriver)
+    db.execute("update assignment set end_ms = ?", (BIRTH_MS + HOUR,))
+    given(db, kit.kit, BIRTH_MS + HOUR, "Patient/2")
+    kit.uptime_ms += 2 * HOUR
+    kit.anchor()
+    kit.frame(OXIMETER, SPOT, spot(98))
+    derived(db, kit, deriver)
+    assert queued(db) == [(1, "Patient/1")]
+    assert "another Episode" in readings(db, "reason")[1][0]
+    wiped = KitJournal(journal_id=b"journal2", number=2)
+    wiped.create(db)
+    wiped.uptime_ms = kit.uptime_ms
+    wiped.begin()
+    wiped.frame(OXIMETER, SPOT, spot(99))
+    derived(db, wiped, deriver)
+    assert queued(db)[1] == (3, "Patient/2")
+
+
+def test_a_frame_whose_time_is_not_known_yet_stops_its_journal_and_no_other(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    deriver = Deriver()
+    other = KitJournal("HW-0002", b"journal2", number=2)
+    other.create(db)
+    given(db, other.kit, patient="Patient/2")
+    other.begin()
+    other.frame(OXIMETER, SPOT, spot())
+    kit.boot, kit.uptime_ms = 2, 5_000
+    stopped_at = kit.frame(OXIMETER, SPOT, spot())
+    other.store(db)
+    derived(db, kit, deriver)
+    assert cursor(db) == (stopped_at - 1, stopped_at)
+    assert [patient for _, patient in queued(db)] == ["Patient/2"]
+    kit.anchor(BIRTH_MS + DAY)
+    derived(db, kit, deriver)
+    assert cursor(db) == (kit.sequence, kit.sequence)
+    assert sorted(patient for _, patient in queued(db)) == ["Patient/1", "Patient/2"]
+
+
+def test_sequences_known_to_be_lost_do_not_stop_the_cursor(db: sqlite3.Connection, kit: KitJournal) -> None:
+    lost = record.Lost(kit.sequence + 1, kit.sequence + 50, record.OVERWRITTEN)
+    kit.add(record.LOST, record.encode_lost(lost))
+    kit.sequence += 49
+    derived(db, kit)
+    assert cursor(db) == (kit.sequence, kit.sequence)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 500])
+def test_the_cut_into_chunks_changes_nothing(
+    db: sqlite3.Connection, kit: KitJournal, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derive, "CHUNK_RECORDS", chunk)
+    for n in range(12):
+        kit.frame(OXIMETER, SPOT, spot(95 + n % 3, at=(2026, 7, 10, 12, n // 2, 0)))
+        kit.frame(CUFF, BP, GOOD_BP)
+        kit.uptime_ms += MINUTE
+    derived(db, kit, None if chunk > 2 else Restarting())
+    found = readings(db, f"{READING}, hex(key)")
+    assert len(found) == 24
+    assert hash_of(found) == GOLDEN, "the keys of what hospitals hold must never change"
+
+
+class Restarting(Deriver):
+    """Forgets everything after each chunk, as a service does that is killed there."""
+
+    def chunk(self, db: sqlite3.Connection, *, now_ms: int) -> derive.Derived:
+        self._journals.clear()
+        return super().chunk(db, now_ms=now_ms)
+
+
+def hash_of(rows: list[tuple[Any, ...]]) -> str:
+    return content_of(repr(rows), 0, b"").hex()
+
+
+GOLDEN = "5859395ee942bd18d24263c41d12532a"
+
+
+def test_the_content_is_the_documented_hash() -> None:
+    assert content_of("serial:A/B/1", SPOT, b"\x00\x61").hex() == "04a432ffe820401d0a2c2038e2a94d04"
+
+
+@pytest.mark.parametrize(
+    ("items", "identity"),
+    [
+        ({record.SERIAL: b"501234\0"}, "serial://501234"),
+        (
+            {record.MANUFACTURER: b"A&D", record.MODEL: b"UA/651", record.SERIAL: b"12"},
+            "serial:A%26D/UA%2F651/12",
+        ),
+        (
+            {record.SERIAL: b"00000000", record.SYSTEM_ID: bytes(range(8))},
+            "system-id:00-01-02-03-04-05-06-07",
+        ),
+        ({record.SERIAL: b"", record.SYSTEM_ID: bytes(8)}, "address:C0:FF:EE:00:00:01"),
+        ({}, "address:C0:FF:EE:00:00:01"),
+    ],
+)
+def test_a_sensor_is_known_by_its_serial_else_system_id_else_address(
+    items: dict[int, bytes], identity: str
+) -> None:
+    assert sensor_identity(bytes.fromhex("c0ffee000001"), items) == identity
+
+
+def test_a_session_that_could_not_read_the_serial_changes_no_identity(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.frame(OXIMETER, SPOT, spot(at=NOON))
+    kit.sensor(OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(at=NOON))
+    derived(db, kit)
+    assert readings(db, "state") == [("queued",), ("repeat",)]
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    async with Store.open(tmp_path / "store.sqlite") as store:
+        yield store
+
+
+async def with_patient(store: Store) -> KitJournal:
+    """A Kit with a Reading, not yet derived."""
+    kit = KitJournal()
+    await store.write(kit.create)
+    await store.write(lambda db: given(db, kit.kit))
+    kit.begin()
+    kit.frame(OXIMETER, SPOT, spot(97))
+    await store.write(kit.store)
+    return kit
+
+
+async def test_a_transaction_that_fails_leaves_nothing_behind(store: Store) -> None:
+    await with_patient(store)
+    full = "create trigger full before insert on outbox begin select raise(abort, 'full'); end"
+    await store.write(lambda db: db.execute(full) and None)
+    deriver = Deriver()
+    with pytest.raises(sqlite3.IntegrityError):
+        await deriver.step(store, NOW)
+    assert await store.read(lambda db: (cursor(db)[0], readings(db, "reading"))) == (0, [])
+    await store.write(lambda db: db.execute("drop trigger full") and None)
+    await deriver.step(store, NOW)
+    assert await store.read(queued) == [(1, "Patient/1")]
+
+
+async def test_run_derives_when_it_is_woken_and_wakes_the_outbox(store: Store) -> None:
+    wake, outbox_wake = asyncio.Event(), asyncio.Event()
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        running = tasks.create_task(derive.run(store, wake, outbox_wake, clock_ms=lambda: NOW))
+        await with_patient(store)
+        wake.set()
+        await outbox_wake.wait()
+        running.cancel()
+    assert await store.read(queued) == [(1, "Patient/1")]
