@@ -288,6 +288,18 @@ class Journal:
         """Send again from this sequence: the service has less than it said. What is gone comes as LOST."""
         self.acked = self._acked_written = max(0, min(self.acked, from_sequence - 1))
 
+    def settle(self) -> None:
+        """Put the Ack position into flash now, before an orderly end: the next boot begins with it."""
+        if self.acked != self._acked_written:
+            self._append_acked()
+        if self.acked != self._acked_written:  # no room in this block: the next one's header says it
+            self._lock.acquire()
+            try:
+                if self._ready:
+                    self._open()
+            finally:
+                self._lock.release()
+
     # --- Writing: under the lock ----------------------------------------------------------------------------
 
     def _keep(self, whole: bytes) -> bool:
