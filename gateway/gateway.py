@@ -93,6 +93,10 @@ class Gateway:
         for bonded in self._bonded:
             self.describe(bonded.reference, bonded.items, bonded.complete, now_ms)
 
+    def close(self) -> None:
+        """Before an orderly end: keep what else only RAM knows."""
+        self.journal.settle()
+
     # --- The handler path -----------------------------------------------------------------------------------
 
     def received(

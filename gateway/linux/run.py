@@ -75,7 +75,8 @@ class LinuxGateway:
             group.create_task(self._keep_house(), name="journal")
 
     def close(self) -> None:
-        """Let go of the Journal's file."""
+        """End in order, and let go of the Journal's file."""
+        self.gateway.close()
         self._flash.close()
 
     async def _keep_house(self) -> None:

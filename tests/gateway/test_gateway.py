@@ -3,6 +3,8 @@
 import json
 import unittest
 
+from nor import Lock, NorFlash
+
 from gateway.errors import JournalError, SensorError
 from gateway.gateway import Gateway
 from gateway.journal import Journal
@@ -13,6 +15,7 @@ from gateway.record import (
     BOND_CHANGED,
     BOND_MADE,
     BOOTED,
+    BUTTON,
     EVENT,
     FRAME,
     HOST_CONFIRMED,
@@ -42,37 +45,6 @@ TABLE = {0x2A25: CAN_READ, 0x2A35: CAN_INDICATE}
 UTC_MS = 1_764_000_000_000
 
 
-class RamFlash:
-    """NOR flash of small blocks: programming only clears bits."""
-
-    block_bytes = 1024
-
-    def __init__(self, blocks):
-        self.size = blocks * self.block_bytes
-        self.blocks = [bytearray(b"\xff" * self.block_bytes) for _ in range(blocks)]
-
-    def read(self, offset, buffer):
-        block = self.blocks[offset // self.block_bytes]
-        for i in range(len(buffer)):
-            buffer[i] = block[offset % self.block_bytes + i]
-
-    def program(self, offset, buffer):
-        block = self.blocks[offset // self.block_bytes]
-        for i in range(len(buffer)):
-            block[offset % self.block_bytes + i] &= buffer[i]
-
-    def erase(self, block):
-        self.blocks[block] = bytearray(b"\xff" * self.block_bytes)
-
-
-class Lock:
-    def acquire(self):
-        pass
-
-    def release(self):
-        pass
-
-
 class Bonds:
     """The rim's file, as JSON text."""
 
@@ -88,7 +60,7 @@ class Bonds:
 
 class GatewayTest(unittest.TestCase):
     def setUp(self):
-        self.flash = RamFlash(6)
+        self.flash = NorFlash()
         self.bonds = Bonds()
         Journal(self.flash, Lock()).format(b"journal1")
         self.boot()
@@ -254,6 +226,18 @@ class GatewayTest(unittest.TestCase):
         self.assertEqual((clock.sensor, clock.value), (2, b"\xe9\x07\x0b\x18\x10\x00\x00"))
 
     # --- Wipe
+
+    def test_after_an_orderly_end_nothing_that_was_acked_counts_as_waiting(self):
+        self.bodies()
+        for filled in range(60):  # until a block has no room for the position
+            self.gateway.append_event(BUTTON, 0, b"", 0)
+            self.gateway.maintain()
+            self.journal.ack(self.journal.next_sequence - 1)
+            self.gateway.close()
+            self.journal = Journal(self.flash, Lock())
+            self.journal.mount()
+            self.assertEqual(self.journal.pending, 0, filled)
+            self.gateway.journal = self.journal
 
     def test_wipe_is_refused_while_records_wait_unless_they_are_given_up(self):
         self.bond()

@@ -2,6 +2,8 @@
 
 import unittest
 
+from nor import Lock, NorFlash
+
 from gateway.journal import Journal
 from gateway.limits import ACK_WAIT_MAX_MS, ACK_WAIT_MS, ANCHOR_EVERY_MS, MAX_BATCH_BYTES, MAX_ROUND_TRIP_MS
 from gateway.message import Ack, decode_batch, encode_ack
@@ -23,40 +25,9 @@ JOURNAL_ID = b"journal1"
 UTC_MS = 1_764_000_000_000
 
 
-class RamFlash:
-    """NOR flash of small blocks: programming only clears bits."""
-
-    block_bytes = 1024
-
-    def __init__(self, blocks):
-        self.size = blocks * self.block_bytes
-        self.blocks = [bytearray(b"\xff" * self.block_bytes) for _ in range(blocks)]
-
-    def read(self, offset, buffer):
-        block = self.blocks[offset // self.block_bytes]
-        for i in range(len(buffer)):
-            buffer[i] = block[offset % self.block_bytes + i]
-
-    def program(self, offset, buffer):
-        block = self.blocks[offset // self.block_bytes]
-        for i in range(len(buffer)):
-            block[offset % self.block_bytes + i] &= buffer[i]
-
-    def erase(self, block):
-        self.blocks[block] = bytearray(b"\xff" * self.block_bytes)
-
-
-class Lock:
-    def acquire(self):
-        pass
-
-    def release(self):
-        pass
-
-
 class UplinkTest(unittest.TestCase):
     def setUp(self):
-        self.journal = Journal(RamFlash(10), Lock())
+        self.journal = Journal(NorFlash(10), Lock())
         self.journal.format(JOURNAL_ID)
         self.journal.mount()
         self.nonces = 0
