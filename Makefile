@@ -16,7 +16,7 @@ help: ## print this list
 
 setup: $(VENV)/.test ## everything that demo, test and check need: the environment, Mosquitto, MicroPython
 	@$(RUN) -m hw.virtual.programs mosquitto micropython >/dev/null
-	@if [ "$$(uname -m)" = x86_64 ]; then $(RUN) -m hw.virtual.programs micropython32 >/dev/null; fi
+	@if [ "$$(uname -m)" = x86_64 ]; then $(RUN) -m hw.virtual.programs micropython32 >/dev/null || true; fi
 
 demo: $(VENV)/.demo ## the main job on one machine, live; ARGS="--help" for what it can do
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null

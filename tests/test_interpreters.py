@@ -6,6 +6,7 @@ so a heap, of its own.
 """
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -46,12 +47,19 @@ def micropython64() -> Run:
     return _on_micropython(programs.micropython(64), ROOT, _modules())
 
 
-@pytest.fixture(scope="module")
-def micropython32(tmp_path_factory: pytest.TempPathFactory) -> Run:
+@pytest.fixture
+def micropython32(tmp_path_factory: pytest.TempPathFactory, say: list[str]) -> Run:
     if platform.machine() != "x86_64":
         pytest.skip(f"MicroPython 32-bit needs an x86-64 machine; this one is {platform.machine()}")
     root = _compiled(tmp_path_factory.mktemp("board"))
-    command = [*programs.micropython(32), "-X", f"heapsize={BOARD_HEAP}"]
+    try:
+        command = [*programs.micropython(32), "-X", f"heapsize={BOARD_HEAP}"]
+    except programs.ProgramMissing as missing:
+        if "CI" in os.environ:
+            raise
+        # Ubuntu has no 32-bit packages of it: there the board's word size is not tested, and that is said.
+        say.append(f"gateway suite: MicroPython 32-bit: NOT RUN: {missing}")
+        pytest.skip(str(missing))
     runs = [_on_micropython(command, root, [module]) for module in _modules()]
     failures = "".join(run.failures for run in runs)
     return Run(f"{runs[0].interpreter} heap {BOARD_HEAP}", sum(run.passed for run in runs), failures)
