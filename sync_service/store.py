@@ -2,13 +2,14 @@
 
 The one rule: what `write` has returned is on disk (P3). Functions that arrive while a commit runs share the
 next transaction, each inside a savepoint of its own: one that fails undoes nothing of the others. When the
-disk is full, the file locked or broken, the whole transaction fails with StoreUnavailable and nothing is kept.
+disk is full, the file locked or broken, the whole transaction fails with StoreUnavailable.
 
 StoreError                what a Store can't do
 +-- StoreUnavailable      not now: nothing was written, try again
 """
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -199,8 +200,10 @@ class Store:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with the schema in place, for any thread. Raises StoreError, StoreUnavailable."""
     try:
+        # Readings are nobody else's to read; SQLite gives the WAL the mode of this file.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
-    except sqlite3.Error as error:
+    except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"{path}: {error}") from None
     try:
         _prepare(db)

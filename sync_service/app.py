@@ -1,0 +1,190 @@
+"""The Sync Service's process: a few named tasks around one Store. Begin reading here.
+
+    mqtt ---> ingest ---> Store ---> derive ---> Store ---> outbox ---> Hub
+      ^---- Acks ----'                 console ---reads--> Store
+
+Each task is kept running: what it raises is counted, logged with the task's name, and it starts again after a
+pause with full jitter, so that a fault in one leaves the others alone. The one rule of the end: SIGTERM lets
+the commit under way finish and its Acks go out; kill -9 needs no such kindness.
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from sync_service import console, derive
+from sync_service.config import Config
+from sync_service.hub import Hub
+from sync_service.ingest import Ingest
+from sync_service.mqtt import Link
+from sync_service.outbox import Outbox
+from sync_service.store import Store, StoreError, StoreUnavailable
+
+log = logging.getLogger(__name__)
+
+STATE_FILE = "service.json"
+STATE_EVERY_S = 0.5
+STOP_S = 5.0
+"""A commit takes milliseconds; what hangs for longer is left to the Kits, who send it again."""
+PAUSE_FIRST_S = 0.2
+PAUSE_MAX_S = 30.0
+STEADY_S = 60.0
+"""A task that ran for so long has recovered: its next pause is short again."""
+
+
+class App:
+    """One service over one configuration."""
+
+    def __init__(self, config: Config, store: Store, hub: Hub) -> None:
+        self._config, self._store = config, store
+        self._derive_wake, self._outbox_wake = asyncio.Event(), asyncio.Event()
+        self._link = Link(config.broker)
+        self._ingest = Ingest(store, self._link.send, self._derive_wake, zone=config.zone)
+        self._outbox = Outbox(
+            store,
+            hub,
+            self._outbox_wake,
+            zone=config.zone,
+            conditional_create_races=config.hub.conditional_create_races,
+        )
+        self._restarts: dict[str, int] = {}
+        self._since_ms = time.time_ns() // 1_000_000
+        self._ready = False
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set."""
+        config = self._config
+        async with asyncio.TaskGroup() as tasks:
+            running = [
+                tasks.create_task(self._keep(name, task), name=name)
+                for name, task in (
+                    ("mqtt", lambda: self._link.run(self._ingest)),
+                    ("ingest", self._ingest.run),
+                    ("derive", self._derive),
+                    ("outbox", self._outbox.run),
+                    ("console", self._console),
+                    ("state", self._write_state),
+                    ("ready", self._say_ready),
+                )
+            ]
+            await stop.wait()
+            await self._finish()
+            for task in running:
+                task.cancel()
+        with suppress(OSError):
+            (config.folder / STATE_FILE).unlink(missing_ok=True)
+
+    async def _finish(self) -> None:
+        """Take nothing more; store and ack what was taken."""
+        self._link.stop_reading()
+        try:
+            async with asyncio.timeout(STOP_S):
+                await self._ingest.idle()
+                if self._link.up.is_set():
+                    await self._link.sent()
+        except TimeoutError:
+            log.warning("stopped with Batches that could not be stored: their Kits will send them again")
+
+    async def _keep(self, name: str, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task, and again when it fails."""
+        self._restarts[name] = failures = 0
+        while True:
+            started = time.monotonic()
+            try:
+                await task()
+                return
+            except (StoreUnavailable, OSError) as error:
+                log.error("%s: %s", name, error)
+            except Exception:
+                log.exception("%s failed", name)
+            failures = 1 if time.monotonic() - started > STEADY_S else failures + 1
+            self._restarts[name] += 1
+            await asyncio.sleep(random.uniform(0, min(PAUSE_MAX_S, PAUSE_FIRST_S * 2 ** min(failures, 16))))
+
+    async def _derive(self) -> None:
+        bracket_ms = self._config.max_bracket_ms
+        await derive.run(self._store, self._derive_wake, self._outbox_wake, max_bracket_ms=bracket_ms)
+
+    async def _console(self) -> None:
+        config = self._config
+        await console.run(self._store, host=config.console_host, port=config.console_port)
+
+    # --- What others see of it ------------------------------------------------------------------------------
+
+    async def _say_ready(self) -> None:
+        await self._link.up.wait()
+        self._ready = True
+        _write(self._config.folder / STATE_FILE, self._state())
+        print(f"homeward-sync: ready, console at {self._address}", flush=True)
+
+    async def _write_state(self) -> None:
+        """Keep the state file true, for `homeward-sync status`."""
+        before: dict[str, Any] = {}
+        while True:
+            if (now := self._state()) != before:
+                with suppress(OSError):  # a full disk: the log has it
+                    _write(self._config.folder / STATE_FILE, now)
+                    before = now
+            await asyncio.sleep(STATE_EVERY_S)
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "since_ms": self._since_ms,
+            "ready": self._ready,
+            "console": self._address,
+            "broker": self._link.state,
+            "store": self._store.trouble or "ok",
+            "dropped": self._ingest.dropped,
+            "restarts": {name: n for name, n in self._restarts.items() if n},
+        }
+
+    @property
+    def _address(self) -> str:
+        return f"http://{self._config.console_host}:{self._config.console_port}/"
+
+
+async def serve(config: Config) -> None:
+    """Run the service until SIGTERM or SIGINT. Raises StoreError, ConfigError, OSError."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    with only_one(config.store):
+        hub = Hub(config.hub.url, token=config.hub.token())
+        async with Store.open(config.store) as store, hub:
+            await App(config, store, hub).run(stop)
+
+
+def is_running(store: Path) -> bool:
+    """Whether a service has the Store open."""
+    try:
+        with only_one(store):
+            return False
+    except StoreError:
+        return True
+
+
+@contextmanager
+def only_one(store: Path) -> Iterator[None]:
+    """Keep a second service off the same Store: each would take some of the Batches. Raises StoreError."""
+    with open(store.with_name(store.name + ".lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"another service has {store} open") from None
+        yield
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(state) + "\n")
+    part.replace(path)
