@@ -3,6 +3,7 @@
 import sys
 import unittest
 
+from golden import vectors
 from nor import JOURNAL_ID, Lock, NorFlash, lost_in, records_after
 
 from gateway.errors import FormatError, JournalError
@@ -18,6 +19,7 @@ from gateway.record import (
     ROTTEN,
     TORN,
     Frame,
+    decode,
     decode_all,
     decode_body,
 )
@@ -386,6 +388,29 @@ class MountTest(JournalTest):
             flash.cells[:] = bytes([fill]) * flash.size
             with self.assertRaises(JournalError):
                 Journal(flash, Lock()).mount()
+
+    def test_a_golden_block_is_mounted_and_its_records_are_sent_byte_for_byte(self):
+        for vector in vectors("blocks"):
+            journal_id, number, boot, next_sequence, acked = vector["journal"]
+            self.flash = NorFlash()
+            start = number % 6 * self.flash.block_bytes
+            self.flash.program(start, vector["bytes"])
+            journal = self.mount()
+            found = (journal.journal_id, journal.boot, journal.next_sequence, journal.acked)
+            self.assertEqual(found, (journal_id, boot, next_sequence, acked))
+            buffer = bytearray(1024)
+            end = journal.read_batch(buffer, 0, 1024, 0)[2]
+            self.assertEqual(bytes(buffer[:end]), b"".join(vector["records"]))
+
+    def test_a_golden_block_is_written(self):
+        vector = vectors("blocks")[0]
+        self.journal.format(vector["journal"][0])
+        self.mount()
+        for raw in vector["records"]:
+            record = decode(raw)
+            self.journal.append(record.type, record.version, record.body, record.uptime_ms)
+        length = len(vector["bytes"]) - 24  # without the Ack position
+        self.assertEqual(self.flash.cells[32:length], vector["bytes"][32:length])
 
     def test_a_flash_too_small_for_the_reserve_is_refused(self):
         with self.assertRaises(JournalError):
