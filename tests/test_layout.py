@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 # Each file of the core imports only what stands before it.
 # fmt: off
 CORE_ORDER = [
-    "port", "limits", "errors", "record", "message", "reading", "sensors", "timebase", "journal",
+    "port", "limits", "errors", "record", "message", "reading", "sensors", "timebase", "block", "journal",
     "sensor_session", "uplink", "update", "status", "gateway",
 ]
 # fmt: on
