@@ -45,6 +45,8 @@ REPEAT_WITHIN_MS = 86_400_000
 """DESIGN 9.2: the same value of a Sensor without a time within a day may be a repeat; later it hardly is."""
 REMEMBERED_TIMESTAMPS = 512
 """Per Journal, to see a clock that stands still: a fortnight of 30 readings a day."""
+CONTEXTS = 2_000
+"""Journals kept in memory, some 10 kB each; beyond that they are built anew, in milliseconds."""
 MAX_BRACKET_MS = 43_200_000
 """Default of the widest time that is delivered: half a day still says which day."""
 
@@ -155,6 +157,8 @@ class Deriver:
                 continue
             journal = self._journals.get(number)
             if journal is None or journal.cursor != cursor:
+                if len(self._journals) >= CONTEXTS:
+                    self._journals.clear()
                 journal = self._journals[number] = Journal(number, cursor, kit, journal_id, floor_ms)
                 journal.rebuild(db)
             journal.through, journal.episode = through, episode

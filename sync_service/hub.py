@@ -78,7 +78,7 @@ class Hub:
     async def deliver(self, entries: Sequence[bytes]) -> list[Answer] | Answer:
         """Send the entries as one batch Bundle; return an Answer for each, or one for the whole request."""
         body = b'{"resourceType":"Bundle","type":"batch","entry":[%b]}' % b",".join(entries)
-        answer, content = await self._request("POST", "/", body)
+        answer, content = await self._request("POST", "", body)
         return entry_answers(content, len(entries)) if answer.ok else answer
 
     async def gateway(self, kit: str) -> Answer:
@@ -114,7 +114,7 @@ class Hub:
     async def _device(self, name: str, device: Json) -> Answer:
         async with self._making:
             if name in self._references:
-                return Answer(200, reference=self._references[name])
+                return Answer(200, location=self._references[name])
             answers = await self.deliver([_device_entry(device)])
             answer = answers[0] if isinstance(answers, list) else answers
             if answer.ok and not answer.reference:
@@ -130,7 +130,7 @@ class Hub:
         if not answer.ok:
             return answer
         try:
-            return Answer(200, reference=f"Device/{content['entry'][0]['resource']['id']}")
+            return Answer(200, location=f"Device/{content['entry'][0]['resource']['id']}")
         except (IndexError, KeyError, TypeError):
             return _no_answer("the Hub holds the Device but does not say where")
 
@@ -226,15 +226,9 @@ def _entry_answer(entry: Any) -> Answer:
         if not 100 <= status < 600:
             raise ValueError(status)
         location = response.get("location", "")
-        return Answer(status, _diagnostics(response.get("outcome")), None, _reference(location))
+        return Answer(status, _diagnostics(response.get("outcome")), None, location)
     except (AttributeError, KeyError, TypeError, ValueError):
         return Answer(NO_ANSWER, "the entry's answer has no status")
-
-
-def _reference(location: str) -> str | None:
-    """'Device/7' of 'http://hub/fhir/Device/7/_history/1'."""
-    steps = location.partition("/_history")[0].rstrip("/").split("/")
-    return "/".join(steps[-2:]) if len(steps) > 1 else None
 
 
 def _diagnostics(content: Any) -> str:

@@ -12,7 +12,7 @@ through a float.
 
 from datetime import datetime, tzinfo
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -43,6 +43,8 @@ Json = dict[str, Any]
 MMHG_PER_KPA = Decimal("7.50062")
 """DOMAIN 1.4. UK Core takes blood pressure in mm[Hg] only."""
 
+FORMS = 4096
+"""Forms kept: one for each Sensor, Journal and quality of time under delivery, 1 kB each."""
 _ROUTINE_WORDS = frozenset(
     {
         "validated data",
@@ -138,40 +140,25 @@ def _failed_head(part: Part, reading: Reading, values: dict[str, Value], about: 
 
 
 def _shared(reading: Reading, about: About, zone: tzinfo) -> bytes:
-    """What all Observations of a Reading have in common."""
-    shared: Json = {"subject": {"reference": about.patient}, "device": {"reference": about.sensor}}
+    """The members that all Observations of a Reading have in common."""
+    form = _form(
+        about.patient,
+        about.sensor,
+        about.gateway,
+        about.kit,
+        about.journal,
+        about.quality,
+        about.host_confirmed,
+    )
+    bound_ms = (about.latest_ms - about.earliest_ms + 1) // 2
     if about.quality == "bracketed":
         start, end = _instant(about.earliest_ms, zone), _instant(about.latest_ms, zone)
-        shared["effectivePeriod"] = {"start": start, "end": end}
+        shared = form % (start, end, bound_ms, about.sequence)
     else:
-        shared["effectiveDateTime"] = _instant((about.earliest_ms + about.latest_ms) // 2, zone)
-    shared["extension"] = [
-        {"url": GATEWAY_DEVICE, "valueReference": {"reference": about.gateway}},
-        {"url": READING_TIME, "extension": _time_quality(about)},
-        {"url": READING_PROVENANCE, "extension": _provenance(about)},
-    ]
+        shared = form % (_instant((about.earliest_ms + about.latest_ms) // 2, zone), bound_ms, about.sequence)
     if notes := _notes(reading, about):
-        shared["note"] = [{"text": text} for text in notes]
-    return b"," + _members(shared)
-
-
-def _time_quality(about: About) -> list[Json]:
-    bound_ms = (about.latest_ms - about.earliest_ms + 1) // 2
-    return [
-        {"url": "quality", "valueCode": about.quality},
-        {"url": "bound", "valueQuantity": {"value": bound_ms, "unit": "ms", "system": UCUM, "code": "ms"}},
-    ]
-
-
-def _provenance(about: About) -> list[Json]:
-    found: list[Json] = [
-        {"url": "kit", "valueString": about.kit},
-        {"url": "journal", "valueString": about.journal},
-        {"url": "sequence", "valueUnsignedInt": about.sequence},
-    ]
-    if about.host_confirmed:
-        found.append({"url": "host-confirmed", "valueBoolean": True})
-    return found
+        shared += b"," + _members({"note": [{"text": text} for text in notes]})
+    return shared
 
 
 def _notes(reading: Reading, about: About) -> list[str]:
@@ -227,8 +214,8 @@ def _in_kpa(value: Value) -> bool:
     return value.unit == KPA and value.special is None
 
 
-def _instant(ms: int, zone: tzinfo) -> str:
-    return datetime.fromtimestamp(ms / 1000, zone).isoformat(timespec="milliseconds")
+def _instant(ms: int, zone: tzinfo) -> bytes:
+    return datetime.fromtimestamp(ms / 1000, zone).isoformat(timespec="milliseconds").encode()
 
 
 # --- Constant parts, serialised once -----------------------------------------------------------------------
@@ -246,6 +233,39 @@ def _head(part: Part, good: bool, possible_repeat: bool) -> bytes:
             "code": orjson.Fragment(_concept(part.measure, True)),
         }
     )
+
+
+@lru_cache(FORMS)
+def _form(
+    patient: str, sensor: str, gateway: str, kit: str, journal: str, quality: str, host_confirmed: bool
+) -> bytes:
+    """A form for `%` with blanks for the time (a period has two), half its bound in ms, and the sequence."""
+    instant, number = orjson.Fragment(b'"\0b"'), orjson.Fragment(b"\0d")
+    period = {"effectivePeriod": {"start": instant, "end": instant}}
+    bound = {"value": number, "unit": "ms", "system": UCUM, "code": "ms"}
+    provenance = [
+        {"url": "kit", "valueString": kit},
+        {"url": "journal", "valueString": journal},
+        {"url": "sequence", "valueUnsignedInt": number},
+        {"url": "host-confirmed", "valueBoolean": host_confirmed},
+    ]
+    form = {
+        "subject": {"reference": patient},
+        "device": {"reference": sensor},
+        **(period if quality == "bracketed" else {"effectiveDateTime": instant}),
+        "extension": [
+            {"url": GATEWAY_DEVICE, "valueReference": {"reference": gateway}},
+            {
+                "url": READING_TIME,
+                "extension": [
+                    {"url": "quality", "valueCode": quality},
+                    {"url": "bound", "valueQuantity": bound},
+                ],
+            },
+            {"url": READING_PROVENANCE, "extension": provenance if host_confirmed else provenance[:3]},
+        ],
+    }
+    return b"," + _members(form).replace(b"%", b"%%").replace(b"\0", b"%")
 
 
 def _meta(profile: str, possible_repeat: bool, test: bool) -> Json:

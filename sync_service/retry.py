@@ -35,12 +35,18 @@ class Answer(NamedTuple):
     status: int  # HTTP status, or NO_ANSWER
     diagnostics: str = ""  # of the OperationOutcome, or what went wrong on the way; no patient detail
     retry_after_ms: int | None = None
-    reference: str | None = None  # 'Observation/7': where the resource is
+    location: str = ""  # of the resource: 'Device/7/_history/1', perhaps with the server's address before it
     whole: bool = False  # of the request as such, not of one entry
 
     @property
     def ok(self) -> bool:
         return 200 <= self.status < 300
+
+    @property
+    def reference(self) -> str | None:
+        """'Device/7', None when the Hub did not say where."""
+        steps = self.location.partition("/_history")[0].rstrip("/").split("/")
+        return "/".join(steps[-2:]) if len(steps) > 1 else None
 
     def __str__(self) -> str:
         status = str(self.status) if self.status else "no answer"

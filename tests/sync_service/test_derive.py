@@ -186,6 +186,7 @@ def test_a_timestamp_is_corrected_by_the_reads_around_it(db: sqlite3.Connection,
     kit.uptime_ms += 2 * HOUR
     kit.anchor()
     kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 10, 1, 0, 0))
+    kit.uptime_ms += 5_000
     stamped = GOOD_BP[:7] + struct.pack("<HBBBBB", 2026, 7, 10, 0, 30, 0) + GOOD_BP[7:]
     kit.frame(CUFF, BP, bytes([GOOD_BP[0] | 2]) + stamped[1:])
     derived(db, kit)

@@ -7,8 +7,11 @@ from zoneinfo import ZoneInfo
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gateway.reading import Reading
+from gateway.errors import FormatError
+from gateway.reading import Reading, text
 from gateway.sensors import decode
 from hw.virtual.hub_validation import VITAL_SIGNS, check_rules, claims, model_check
 from sync_service.observation import About, entries, observations
@@ -249,3 +252,20 @@ def test_the_pressure_in_the_cuff_never_becomes_an_observation() -> None:
     assert isinstance(reading, Reading)
     with pytest.raises(KeyError):
         observations(0x2A36, reading, JULY_ABOUT, LONDON)
+
+
+@given(characteristic=st.sampled_from([BP, SPOT, CONTINUOUS]), raw=st.binary(min_size=0, max_size=24))
+def test_whatever_a_sensor_sends_nothing_false_becomes_a_vital_sign(characteristic: int, raw: bytes) -> None:
+    try:
+        reading = decode(characteristic, raw)
+    except FormatError:
+        return
+    assert isinstance(reading, Reading)
+    shown = {value.name: text(value) for value in reading.values if value.special is None}
+    for resource in observations(characteristic, reading, JULY_ABOUT, LONDON).values():
+        one = json.loads(resource, parse_float=Decimal)
+        check_rules(json.loads(resource))
+        assert (reading.trust == "never") == ("dataAbsentReason" in one) == (numbers(one) == [])
+        assert (reading.trust == "good") == (claims(one) != [])
+        if "kPa" not in {value.unit for value in reading.values}:
+            assert {str(number) for number in numbers(one)} <= set(shown.values())

@@ -103,3 +103,17 @@ def test_a_refused_reading_is_no_failure_of_the_hub() -> None:
     for _ in range(BREAKER_FAILURES * 2):
         breaker.ended(Answer(422, whole=True), NOW)
     assert not breaker.is_open
+
+
+@pytest.mark.parametrize(
+    ("location", "reference"),
+    [
+        ("Device/7/_history/1", "Device/7"),
+        ("https://hub.example/fhir/Device/7", "Device/7"),
+        ("Device/7/", "Device/7"),
+        ("", None),
+        ("7", None),
+    ],
+)
+def test_where_a_resource_is(location: str, reference: str | None) -> None:
+    assert Answer(201, location=location).reference == reference
