@@ -81,6 +81,15 @@ async def next_message(client: aiomqtt.Client, timeout_s: float = 10.0) -> aiomq
         return await anext(aiter(client.messages))
 
 
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until the condition holds. Raises AssertionError when it never does."""
+    for _ in range(2_000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("it never came true")
+
+
 def _until(condition: Callable[[], bool], otherwise: str) -> None:
     until = time.monotonic() + START_S
     while not condition():
