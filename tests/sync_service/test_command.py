@@ -1,0 +1,163 @@
+"""The operator's command line, over a real project and Store."""
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kit_journal import BIRTH_MS, BP, CUFF, KitJournal
+
+from sync_service import command
+from sync_service.derive import Deriver
+from sync_service.store import connect, count
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(folder: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = command.main(["--dir", str(folder), *arguments])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture
+def db(folder: Path) -> Iterator[sqlite3.Connection]:
+    opened = connect(folder / "store.sqlite")
+    yield opened
+    opened.close()
+
+
+def said(run: Run, *arguments: str) -> Any:
+    code, out, err = run(*arguments, "--json")
+    assert (code, err) == (0, "")
+    return json.loads(out)
+
+
+def audit(db: sqlite3.Connection) -> list[tuple[str, str]]:
+    return db.execute("select action, detail from audit order by id").fetchall()
+
+
+def measured(db: sqlite3.Connection) -> None:
+    """One blood pressure of HW-0001, derived and held: the Kit is with nobody."""
+    kit = KitJournal()
+    kit.create(db)
+    kit.begin()
+    kit.frame(CUFF, BP, b"\x00" + b"\x78\x00\x50\x00\x5d\x00")
+    kit.store(db)
+    Deriver().chunk(db, now_ms=BIRTH_MS)
+
+
+def test_kits_are_added_listed_and_revoked(run: Run, folder: Path, db: sqlite3.Connection) -> None:
+    assert run("kit", "add", "HW-0003")[0] == 0
+    assert {path.name for path in (folder / "kits/HW-0003").iterdir()} == {"kit.pem", "kit.key", "ca.pem"}
+    code, out, _ = run("kit", "revoke", "HW-0003")
+    assert code == 0 and "SIGHUP" in out
+    assert [(one["kit"], one["state"]) for one in said(run, "kit", "list")] == [
+        ("HW-0001", "active"),
+        ("HW-0002", "active"),
+        ("HW-0003", "revoked"),
+    ]
+    assert audit(db)[-2:] == [("kit add", "HW-0003"), ("kit revoke", "HW-0003")]
+
+
+def test_a_kit_is_given_and_taken_back(run: Run, db: sqlite3.Connection) -> None:
+    given = said(
+        run, "assign", "HW-0001", "--patient", "Patient/7", "--episode", "E-1", "--from", "2026-07-10T09:00"
+    )
+    assert given == [{"assignment": 1, "kit": "HW-0001", "episode": "E-1", "start": "2026-07-10T08:00:00Z"}]
+    back = said(run, "return", "HW-0001", "--at", "2026-07-11T10:00:00Z")
+    assert back == [{"kit": "HW-0001", "end": "2026-07-11T10:00:00Z", "withdrawn": 0, "delivered": 0}]
+    rows = db.execute("select kit, episode, patient, end_ms - start_ms from assignment").fetchall()
+    assert rows == [("HW-0001", "E-1", "Patient/7", 26 * 3_600_000)]
+    assert [action for action, _ in audit(db)[-2:]] == ["assign", "return"]
+
+
+def test_what_is_held_is_shown_and_released_by_its_assignment(run: Run, db: sqlite3.Connection) -> None:
+    measured(db)
+    (held,) = said(run, "held")
+    assert held["kit"] == "HW-0001" and held["reason"]
+    said(run, "assign", "HW-0001", "--patient", "Patient/7", "--from", "2026-07-01T00:00Z")
+    assert said(run, "held") == []
+    (reading,) = said(run, "readings", "--kit", "HW-0001")
+    assert (reading["state"], reading["trust"]) == ("queued", "good")
+    assert said(run, "readings", "--kit", "HW-0002") == []
+
+
+def test_what_is_parked_is_shown_and_replayed(run: Run, db: sqlite3.Connection) -> None:
+    measured(db)
+    said(run, "assign", "HW-0001", "--patient", "Patient/7", "--from", "2026-07-01T00:00Z")
+    db.execute("update outbox set state = 'parked', attempts = 3, answer = '400 no such code'")
+    assert said(run, "parked") == [
+        {"reading": 1, "kit": "HW-0001", "attempts": 3, "answer": "400 no such code"}
+    ]
+    assert said(run, "replay", "99") == [{"replayed": 0}]
+    assert said(run, "replay") == [{"replayed": 1}]
+    assert said(run, "parked") == []
+    assert audit(db)[-1] == ("replay", "all")
+
+
+def test_counters_and_status_are_shown(run: Run, db: sqlite3.Connection) -> None:
+    count(db, "HW-0001", "batch truncated", 2)
+    assert said(run, "counters") == [{"kit": "HW-0001", "name": "batch truncated", "n": 2}]
+    status = said(run, "status")
+    assert (status["running"], status["kits"], status["records"]) == (False, 2, 0)
+    assert "not running" in run("status")[1]
+
+
+def test_people_get_a_table_with_times(run: Run) -> None:
+    _, out, _ = run("kit", "list")
+    assert out.splitlines()[0].split() == ["kit", "state", "created", "seen", "status", "episode"]
+    assert out.splitlines()[1].startswith("HW-0001  active  20")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["kit", "add", "HW-0001"], "Kit HW-0001 is there already"),
+        (["kit", "add", "hw"], "a Kit's name looks like HW-0001"),
+        (["kit", "revoke", "HW-0009"], "Kit HW-0009 is not known"),
+        (["assign", "HW-0009", "--patient", "Patient/7"], "Kit HW-0009 is not known"),
+        (["assign", "HW-0001", "--patient", "Jane Doe"], "the patient has to be the Hub's reference"),
+        (["assign", "HW-0001", "--patient", "Patient/7", "--from", "soon"], "'soon' is not a time"),
+        (
+            ["assign", "HW-0001", "--patient", "Patient/7", "--from", "2026-10-25T01:30"],
+            "the clocks change",
+        ),
+        (["return", "HW-0001"], "Kit HW-0001 is with nobody"),
+    ],
+)
+def test_what_can_not_be_done_is_one_sentence_and_changes_nothing(
+    run: Run, db: sqlite3.Connection, arguments: list[str], sentence: str
+) -> None:
+    before = audit(db)
+    code, out, err = run(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"homeward-sync: {sentence}")
+    assert err.count("\n") == 1
+    assert audit(db) == before
+
+
+@pytest.mark.parametrize("arguments", [[], ["nonsense"], ["assign", "HW-0001"], ["replay", "x"], ["kit"]])
+def test_a_wrong_usage_ends_with_2(run: Run, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(*arguments)
+    assert ended.value.code == 2
+
+
+def test_a_folder_that_is_none_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--dir", str(tmp_path), "status"]) == 1
+    assert "homeward-sync init" in capsys.readouterr().err
+
+
+def test_the_folder_may_stand_before_or_after_the_command(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments in (["--dir", str(folder), "status"], ["status", "--dir", str(folder)]):
+        assert command.main(arguments) == 0
