@@ -540,10 +540,12 @@ _WITH_WORK = """
     from journal join kit on kit.kit = journal.kit
     left join assignment on assignment.assignment = journal.assignment
     where journal.derived_through < journal.through"""
-# The next Records of a Journal.
+# The next Records of a Journal. A Record that came late moves the cursor back: those after it have theirs.
 _RECORDS = """
     select sequence, type, version, boot, uptime_ms, body from record
-    where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
+    where journal = ? and sequence > ? and sequence <= ? and not exists (
+        select 1 from reading where reading.journal = record.journal and reading.sequence = record.sequence)
+    order by sequence limit ?"""
 # What is no Frame: few, and in an index of their own.
 _CONTEXT = """
     select type, version, sequence, boot, uptime_ms, body from record
