@@ -232,6 +232,19 @@ async def test_a_parked_reading_can_be_replayed(ward: Ward) -> None:
     assert await ward.store.write(lambda db: replay(db, [1], NOW)) == 0, "what is done stays done"
 
 
+async def test_a_hub_that_has_forgotten_a_device_is_told_of_it_again(ward: Ward) -> None:
+    kit = await ward.kit("HW-0001")
+    kit.frame(OXIMETER, SPOT, spot(90))
+    await ward.settled()
+    ward.hub._references.update(dict.fromkeys(ward.hub._references, "Device/999"))  # as after a restore
+    kit.frame(OXIMETER, SPOT, spot(91))
+    await ward.settled()
+    assert await ward.rows("state") == [("done",), ("parked",)]
+    await ward.store.write(lambda db: replay(db, [2], NOW))
+    await ward.settled()
+    assert await ward.rows("state") == [("done",), ("done",)]
+
+
 async def test_a_conflict_that_stays_is_parked_in_the_end(ward: Ward) -> None:
     kit = await ward.kit("HW-0001")
     kit.frame(OXIMETER, SPOT, spot(90))
