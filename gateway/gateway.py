@@ -53,8 +53,8 @@ _LINK_EVENTS = (SENSOR_CONNECTED, SENSOR_DISCONNECTED, SENSOR_FAILED)
 _LINK_EVENT_EVERY_MS = const(600_000)
 """A Sensor that fails whenever it is called shall not fill the Journal; counters tell how often."""
 
-COUNTERS = ("sessions", "failures", "strangers")
-"""Sessions begun, sessions that failed, adverts of Sensors that are not bonded."""
+COUNTERS = ("sessions", "failures", "strangers", "scan_failures")
+"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans that had to begin again."""
 
 
 class Gateway:

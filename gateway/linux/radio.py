@@ -102,8 +102,9 @@ class Radio:
                 try:
                     async with BleakScanner(self._on_advert, backend=self._scanner_backend):
                         await self._listen()
-                except BleakError as error:
-                    _log.warning("scan: %s", error)
+                except Exception as error:  # BlueZ or D-Bus gone: what is in the Journal must still be sent
+                    self._gateway.counters["scan_failures"] += 1
+                    _log.warning("scan: %r", error)
                 await asyncio.sleep(_RESCAN_S)
 
     async def _listen(self) -> None:
@@ -142,6 +143,7 @@ class Radio:
             peer.bond_lost = peer.bond_lost or _is_bond_lost(error)
             _log.info("%s: %s", device.address, error or "no answer")
         except Exception:
+            self._gateway.counters["failures"] += 1
             _log.exception("visit %s", device.address)
         finally:
             peer.visiting = False

@@ -95,15 +95,14 @@ def wipe(config: Config, *, force_unsent: bool = False) -> None:
 
 
 def _open(config: Config, ack_wait_ms: int) -> tuple[FileFlash, Gateway]:
-    """Mount the Journal, made now if its file is not there. Raises ConfigError: it is something else."""
-    new = not config.journal.exists()
+    """Mount the Journal, made now if the flash is new. Raises ConfigError: it is something else."""
     try:
         flash = FileFlash(config.journal, config.journal_kib * 1024)
     except (OSError, ValueError) as error:
         raise ConfigError(f"journal: {config.journal}: {error}") from None
     journal = Journal(flash, threading.Lock())
     try:
-        if new:
+        if _is_erased(flash):
             journal.format(os.urandom(JOURNAL_ID_BYTES))
         journal.mount()
         bonds = BondsFile(config.sensors)
@@ -116,6 +115,12 @@ def _open(config: Config, ack_wait_ms: int) -> tuple[FileFlash, Gateway]:
         raise ConfigError(
             f"journal: {config.journal}: {error}; remove the file to begin a new Journal"
         ) from None
+
+
+def _is_erased(flash: FileFlash) -> bool:
+    whole = bytearray(flash.size)
+    flash.read(0, whole)
+    return not whole.strip(b"\xff")
 
 
 def _release() -> str:

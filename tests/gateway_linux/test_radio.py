@@ -1,18 +1,20 @@
 """Radio: virtual Sensors on real Bluetooth stacks, through bleak, into the Journal."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 
 import pytest
-from gateway.journal import Journal
 
 from gateway import record
 from gateway.gateway import Gateway
+from gateway.journal import Journal
 from gateway.linux.bonds import BondsFile
 from gateway.linux.clock import Clock
+from gateway.linux.flash import FileFlash
 from gateway.linux.radio import Radio
 from gateway.message import ENVELOPE_BYTES, Ack, decode_batch, encode_ack
 from gateway.uplink import Uplink
@@ -30,40 +32,14 @@ PATIENT = Habits(window_s=5.0, linger_s=4.0, advertising_ms=20)
 UTC_MS = 1_764_000_000_000
 
 
-class RamFlash:
-    """NOR flash: programming only clears bits."""
-
-    def __init__(self, blocks: int = 16, block_bytes: int = 4096) -> None:
-        self.block_bytes = block_bytes
-        self.size = blocks * block_bytes
-        self._bytes = bytearray(b"\xff" * self.size)
-
-    def read(self, offset: int, buffer: bytearray | memoryview) -> None:
-        memoryview(buffer)[:] = memoryview(self._bytes)[offset : offset + len(buffer)]
-
-    def program(self, offset: int, buffer: bytes | bytearray | memoryview) -> None:
-        for i, byte in enumerate(buffer):
-            self._bytes[offset + i] &= byte
-
-    def erase(self, block: int) -> None:
-        self._bytes[block * self.block_bytes : (block + 1) * self.block_bytes] = b"\xff" * self.block_bytes
-
-
-class NoLock:
-    def acquire(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
-
-
 class Kit:
     """A Gateway with its radio in a Room; `append` wakes whoever waits for a Record."""
 
     def __init__(self, folder: Path, adapter: BumbleAdapter) -> None:
         self.room = adapter.room
         self.clock = Clock()
-        journal = Journal(RamFlash(), NoLock())
+        self.flash = FileFlash(folder / "journal.flash", 64 * 1024, strict=True)
+        journal = Journal(self.flash, threading.Lock())
         journal.format(b"journal1")
         journal.mount()
         self.journal = journal
@@ -138,7 +114,9 @@ async def running(kit: Kit) -> AsyncIterator[None]:
 @pytest.fixture
 async def kit(tmp_path: Path) -> AsyncIterator[Kit]:
     async with BumbleAdapter(Room(), GATEWAY) as adapter:
-        yield Kit(tmp_path, adapter)
+        kit = Kit(tmp_path, adapter)
+        yield kit
+        kit.flash.close()
 
 
 def cuff(kit: Kit, habits: Habits = BRIEF, **options: object) -> Cuff:
