@@ -57,9 +57,9 @@ MAX_READS = const(128)
 Time = namedtuple("Time", ("earliest_ms", "latest_ms", "quality"))
 """The true time lies within [earliest_ms, latest_ms], UTC since 1970."""
 
-_Read = namedtuple("_Read", ("at", "seconds", "was_set", "run"))
+_Read = namedtuple("_Read", ("at", "seconds", "was_set", "run", "shown"))
 """Of a Sensor's clock. at: (boot, uptime); seconds: shown, since 1970, None when not set or unknown;
-run: grows when it was set or lost."""
+run: grows when it was set or lost; shown: seconds of the newest read that was no set."""
 
 
 class Timebase:
@@ -229,6 +229,7 @@ class SensorTimeline:
         self._reads: list[_Read] = []
         self._links: list[tuple[bool, int]] = []  # of each read with the one before, see _link
         self._run = 0
+        self._shown: int | None = None
         self._last_kind = 0
         self._drained: list[tuple[int, int]] = []
         self._disproved = False
@@ -243,7 +244,9 @@ class SensorTimeline:
             self._run += 1
         self._last_kind = kind
         seconds = seconds_of(date_time) if date_time is not None and is_set else None
-        self._reads.append(_Read((boot, uptime_ms), seconds, kind == CLOCK_SET, self._run))
+        if kind != CLOCK_SET:
+            self._shown = seconds
+        self._reads.append(_Read((boot, uptime_ms), seconds, kind == CLOCK_SET, self._run, self._shown))
         if len(self._reads) > MAX_READS:
             self._link()
             self._reads.pop(0)
@@ -317,10 +320,9 @@ class SensorTimeline:
         if first.seconds is not None and stamp < first.seconds:
             doubtful.append(self._by(first, stamp))
         fresh = last.at[0] == at[0] and at[1] - last.at[1] <= LIVE_MS
-        ran = count > 1 and self._links[count - 1][0] and last.seconds > self._reads[count - 2].seconds + 1
         if fresh and last.seconds is not None and stamp > last.seconds:
             proved.append(self._by(last, stamp))
-        elif not fresh or (stamp == last.seconds and not ran):  # it may have been set since, or stand still
+        elif not fresh or stamp in (last.seconds, last.shown):  # it may have been set since, or stand still
             doubtful.append((self._moment_of(last)[0], latest_ms))
 
     def _link(self) -> None:
@@ -340,7 +342,7 @@ class SensorTimeline:
 
     def _linked_until(self, at: "Moment") -> int:
         count = len(self._links)
-        while count and self._reads[count - 1].at > at:
+        while count and self._reads[count - 1].at >= at:
             count -= 1
         return count
 
@@ -362,6 +364,8 @@ class SensorTimeline:
         """Where a timestamp may lie between two reads, when the clock changed at some moment between them."""
         slack = elapsed_ms + CLOCK_LATENCY_MS + 2 * RESOLUTION_MS + _sensor_drift(elapsed_ms // 1000 + 1)
         bounds = []
+        if stamp in (before.seconds, before.shown):  # it may have stood still
+            bounds.append((self._moment_of(before)[0], self._moment_of(after)[1]))
         if before.seconds is not None and -4000 <= (stamp - before.seconds) * 1000 <= slack:
             bounds.append(self._by(before, stamp))
         if after.seconds is not None and -4000 <= (after.seconds - stamp) * 1000 <= slack:
@@ -390,7 +394,7 @@ class SensorTimeline:
     def _held_from(self, at: "Moment") -> int:
         """Earliest ms of a value that may have waited in the Sensor."""
         for drained in reversed(self._drained):
-            if drained <= at:
+            if drained < at:  # in the same ms: perhaps only after the value had come
                 time = self._timebase.time_of(*drained)
                 return self._timebase.floor_ms if time is None else time.earliest_ms
         return self._timebase.floor_ms
