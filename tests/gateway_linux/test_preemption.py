@@ -156,6 +156,8 @@ def test_the_handler_may_come_at_any_bytecode(
         run = Preempted(cells, work, burst)
         if not run.run(at):
             break
+        for _ in range(12):  # what the handler left behind is used
+            run.journal.append(EVENT, 1, bytes(100), 0)
         found = records(run.journal)
         assert [record.sequence for record in found] == list(range(1, len(found) + 1)), at
         assert [record.sequence for record in found if record.type == FRAME] == run.frames, at
