@@ -54,7 +54,7 @@ _LINK_EVENT_EVERY_MS = const(600_000)
 """A Sensor that fails whenever it is called shall not fill the Journal; counters tell how often."""
 
 COUNTERS = ("sessions", "failures", "strangers", "scan_failures")
-"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans that had to begin again."""
+"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans begun again."""
 
 
 class Gateway:

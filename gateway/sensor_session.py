@@ -44,6 +44,7 @@ from gateway.record import (
     FEATURE,
     FIRMWARE,
     FROM_STORAGE,
+    INDICATED,
     MANUFACTURER,
     MODEL,
     NAME,
@@ -254,10 +255,9 @@ class SensorSession:
         """The Sensor has gone quiet since its last value."""
         return not self._fresh
 
-    @property
-    def frame_flags(self) -> int:
-        """What this session adds to the flags of a Frame that comes now."""
-        return FROM_STORAGE if self._reporting else 0
+    def frame_flags(self, how: int) -> int:
+        """Flags of a Frame that comes now; `how`: INDICATED or NOTIFIED. A streamed one was never stored."""
+        return how | FROM_STORAGE if self._reporting and how == INDICATED else how
 
     # --- IDENTIFY -------------------------------------------------------------------------------------------
 

@@ -266,7 +266,7 @@ class _Visit:
             now_ms = self._clock.now_ms()
             if uuid != RECORD_ACCESS_CONTROL_POINT:
                 self._gateway.received(
-                    sensor, uuid, bytes(value), flag | session.frame_flags, now_ms >> 24, now_ms & 0xFFFFFF
+                    sensor, uuid, bytes(value), session.frame_flags(flag), now_ms >> 24, now_ms & 0xFFFFFF
                 )
                 self._values += 1
             session.value_received(uuid, bytes(value), now_ms)

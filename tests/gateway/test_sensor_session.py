@@ -11,7 +11,9 @@ from gateway.record import (
     CLOCK_SET,
     FEATURE,
     FROM_STORAGE,
+    INDICATED,
     MODEL,
+    NOTIFIED,
     RACP_ENDED,
     SENSOR_CONNECTED,
     SENSOR_DISCONNECTED,
@@ -286,12 +288,13 @@ class OximeterTest(unittest.TestCase):
             asked[-4:], [(SUBSCRIBE, 0x2A5E), (SUBSCRIBE, 0x2A5F), (SUBSCRIBE, 0x2A52), (WRITE, 0x2A52)]
         )
 
-    def test_values_of_the_store_are_marked_until_the_response(self):
+    def test_values_of_the_store_are_marked_until_the_response_and_streamed_ones_never(self):
         _, now_ms = self.start()
-        self.assertEqual(self.session.frame_flags, FROM_STORAGE)
+        self.assertEqual(self.session.frame_flags(INDICATED), INDICATED | FROM_STORAGE)
+        self.assertEqual(self.session.frame_flags(NOTIFIED), NOTIFIED)
         self.session.value_received(0x2A5E, b"\x00", now_ms)
         self.session.value_received(0x2A52, b"\x06\x00\x01\x01", now_ms)
-        self.assertEqual(self.session.frame_flags, 0)
+        self.assertEqual(self.session.frame_flags(INDICATED), INDICATED)
         self.assertEqual(self.log.lines[-1], ("event", RACP_ENDED, b"\x01"))
 
     def test_no_records_found_is_an_empty_store(self):
@@ -324,7 +327,7 @@ class OximeterTest(unittest.TestCase):
         _, now_ms = self.start()
         for value in (b"", b"\x06", b"\x06\x00\x02\x01", b"\x05\x00\x03\x00"):
             self.session.value_received(0x2A52, value, now_ms)
-        self.assertEqual(self.session.frame_flags, FROM_STORAGE)
+        self.assertEqual(self.session.frame_flags(INDICATED), INDICATED | FROM_STORAGE)
 
     def test_streamed_values_do_not_keep_it_from_being_quiet(self):
         _, now_ms = self.start()
