@@ -200,8 +200,7 @@ class Store:
 def connect(path: Path) -> sqlite3.Connection:
     """A connection with the schema in place, for any thread. Raises StoreError, StoreUnavailable."""
     try:
-        # Readings are nobody else's to read; SQLite gives the WAL the mode of this file.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        _create(path)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=512)
     except (sqlite3.Error, OSError) as error:
         raise StoreUnavailable(f"{path}: {error}") from None
@@ -214,6 +213,16 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def _create(path: Path) -> None:
+    """Make the file if it is not there. Readings are nobody else's to read; the WAL gets the mode of this file.
+
+    A file that is there is never opened: closing it would drop the locks that SQLite holds on it in this process,
+    and another process that closes the Store would then delete the WAL under us.
+    """
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _prepare(db: sqlite3.Connection) -> None:

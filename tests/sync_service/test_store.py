@@ -211,3 +211,24 @@ def test_kill_9_loses_nothing_that_write_has_returned(tmp_path: Path) -> None:
     db = connect(path)
     assert counted(db) >= int(lines[-1]) > 0
     db.close()
+
+
+COUNTS_ONCE = """
+import sys
+from pathlib import Path
+from sync_service.store import connect, count
+
+db = connect(Path(sys.argv[1]))
+count(db, "", "n")
+db.close()
+"""
+
+
+async def test_what_another_process_has_written_and_closed_is_seen(tmp_path: Path) -> None:
+    path = tmp_path / "store.sqlite"
+    connect(path).close()  # the file is there when the service opens it twice, to write and to read
+    async with Store.open(path) as store:
+        for n in (1, 2):
+            subprocess.run([sys.executable, "-c", COUNTS_ONCE, str(path)], check=True)
+            assert await store.write(counted) == n
+            assert await store.read(counted) == n
