@@ -1,0 +1,32 @@
+"""`homeward-station`: the bench's command line. Each sub-command is a module that adds itself and runs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from hw.station import StationError, decode
+
+COMMANDS = (decode,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command. 0: done; 1: could not be done, said in one line on stderr; 2: wrong usage."""
+    parser = argparse.ArgumentParser(prog="homeward-station", description="The technicians' bench.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        command.add(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except StationError as problem:
+        print(f"homeward-station: {problem}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
