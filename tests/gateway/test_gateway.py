@@ -226,14 +226,6 @@ class GatewayTest(unittest.TestCase):
 
     # --- Wipe
 
-    def test_after_an_orderly_end_nothing_that_was_acked_counts_as_waiting(self):
-        for filled in range(60):  # until a block has no room for the position
-            self.gateway.maintain()
-            self.journal.ack(self.journal.next_sequence - 1)
-            self.gateway.close()
-            self.boot()
-            self.assertEqual(self.journal.pending, 1, filled)  # that it has booted
-
     def test_wipe_is_refused_while_records_wait_unless_they_are_given_up(self):
         self.bond()
         with self.assertRaises(JournalError):

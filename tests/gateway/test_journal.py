@@ -347,6 +347,14 @@ class AckTest(JournalTest):
                 self.journal.ack(through)
         self.assertTrue(0 < worst <= ACKED_EVERY, worst)
 
+    def test_after_an_orderly_end_nothing_that_was_acked_is_sent_again(self):
+        for length in range(100):  # of every length, so that blocks end in every way
+            self.journal.append(EVENT, 1, BODY[: length % 30], 5)
+            self.journal.maintain()
+            self.journal.ack(self.journal.next_sequence - 1)
+            self.journal.settle()
+            self.assertEqual(self.mount().pending, 0, length)
+
     def test_the_ack_position_is_never_sent_and_takes_no_sequence(self):
         for _ in range(3 * ACKED_EVERY):
             self.append(1)
