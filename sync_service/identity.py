@@ -312,6 +312,4 @@ def _write(path: Path, content: bytes) -> None:
 def _mosquitto(folder: Path, listen: str, port: int) -> str:
     # As root Mosquitto would become another user, who can't read the owner's files.
     user = f"user {getpass.getuser()}\n" if os.geteuid() == 0 else ""
-    return _MOSQUITTO.format(
-        folder=folder, listen=listen, port=port, max_packet=MAX_PACKET_BYTES, user=user
-    )
+    return _MOSQUITTO.format(folder=folder, listen=listen, port=port, max_packet=MAX_PACKET_BYTES, user=user)
