@@ -12,9 +12,9 @@
 
 New meaning gets a new type or a new body version. Unknown types are carried and acked, never dropped.
 
-Two ways to write the same bytes: `encode` for the main loop and the service, and `begin` / `put` / `seal` for the
-indication handler, which runs with the heap locked. There a CRC or an uptime of 2^30 or more would be a big integer on
-32-bit MicroPython, so both travel as two halves and the loops use only small integers.
+Two ways to write the same bytes: `encode` for the main loop and the service, and `begin` / `put` / `seal` for
+the indication handler, which runs with the heap locked. There a CRC or an uptime of 2^30 or more would be a
+big integer on 32-bit MicroPython, so both travel as two halves and the loops use only small integers.
 """
 
 import struct
@@ -24,6 +24,10 @@ from collections import namedtuple
 from gateway.errors import Corrupt, FormatError, Truncated, Unknown
 from gateway.limits import MAX_BODY_BYTES
 from gateway.port import const
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HEADER_BYTES = const(18)
 CRC_BYTES = const(4)
@@ -38,7 +42,7 @@ SENSOR_CLOCK = const(4)
 EVENT = const(5)
 LOST = const(6)
 ACKED = const(0xF0)
-"""The Ack position in flash: its sequence is the one acked through. Never sent, takes no sequence of its own."""
+"""The Ack position in flash: its sequence is the one acked through. Never sent, takes no sequence."""
 
 # FRAME flags.
 INDICATED = const(0x01)
@@ -126,7 +130,7 @@ _NIBBLES = (
 )
 
 
-# --- Writing -----------------------------------------------------------------------------------------------------
+# --- Writing ------------------------------------------------------------------------------------------------
 
 
 def encode(type: int, version: int, sequence: int, boot: int, uptime_ms: int, body: bytes) -> bytes:
@@ -201,7 +205,7 @@ def frame_length(value_length: int) -> int:
     return _FRAME_BYTES + value_length
 
 
-# --- Reading -----------------------------------------------------------------------------------------------------
+# --- Reading ------------------------------------------------------------------------------------------------
 
 
 def length_at(buffer: "bytes | bytearray | memoryview", offset: int) -> int:
@@ -231,7 +235,7 @@ def decode(buffer: "bytes | bytearray | memoryview", offset: int = 0) -> Record:
 
 
 def decode_all(buffer: "bytes | bytearray | memoryview") -> "list[Record]":
-    """Return every Record of a Batch body, in order. Raises Truncated or Corrupt at the first that is broken."""
+    """Return every Record of a Batch body, in order. Raises Truncated or Corrupt at the first broken one."""
     records = []
     offset = 0
     while offset < len(buffer):
@@ -269,7 +273,7 @@ def scan(buffer: bytes) -> "tuple[list[Record], list[tuple[int, bytes]]]":
     return records, broken
 
 
-# --- Bodies ------------------------------------------------------------------------------------------------------
+# --- Bodies -------------------------------------------------------------------------------------------------
 # Each pair is version 1 of its type. `decode_body` raises Unknown for any other type or version.
 
 
@@ -279,13 +283,13 @@ def encode_frame(frame: Frame) -> bytes:
 
 
 def encode_sensor(sensor: Sensor) -> bytes:
-    """SENSOR: u8 sensor, u8 address type (0 public, 1 random), 6 bytes address, then items (tag, length, value).
+    """SENSOR: u8 sensor, u8 address type (0 public, 1 random), 6 bytes address, items (tag, length, value).
 
     The address is in the order in which people write it, most significant byte first.
     """
-    body = bytes([sensor.sensor, sensor.address_type]) + sensor.address
+    body = bytes([sensor.sensor, sensor.address_type]) + bytes(sensor.address)
     for tag, value in sensor.items:
-        body += bytes([tag, len(value)]) + value
+        body += bytes([tag, len(value)]) + bytes(value)
     return body
 
 
@@ -296,15 +300,14 @@ def encode_anchor(anchor: Anchor) -> bytes:
 
 def encode_sensor_clock(clock: SensorClock) -> bytes:
     """SENSOR_CLOCK: u8 sensor, u8 kind, i16 UTC offset used when set, u16 characteristic, its raw value."""
-    return (
-        struct.pack(_SENSOR_CLOCK, clock.sensor, clock.kind, clock.offset_min, clock.characteristic)
-        + clock.value
-    )
+    return struct.pack(
+        _SENSOR_CLOCK, clock.sensor, clock.kind, clock.offset_min, clock.characteristic
+    ) + bytes(clock.value)
 
 
 def encode_event(event: Event) -> bytes:
     """EVENT: u16 code, u8 sensor (0: none), detail."""
-    return struct.pack(_EVENT, event.code, event.sensor) + event.detail
+    return struct.pack(_EVENT, event.code, event.sensor) + bytes(event.detail)
 
 
 def encode_lost(lost: Lost) -> bytes:
@@ -365,7 +368,7 @@ def _decode_lost(body: bytes) -> Lost:
     return lost
 
 
-_DECODERS = {
+_DECODERS: "dict[int, Callable[[bytes], Frame | Sensor | Anchor | SensorClock | Event | Lost]]" = {
     FRAME: _decode_frame,
     SENSOR: _decode_sensor,
     ANCHOR: _decode_anchor,

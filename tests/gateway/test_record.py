@@ -33,6 +33,7 @@ from gateway.record import (
     frame_length,
     length_at,
     put_frame,
+    scan,
     seal,
 )
 
@@ -71,6 +72,27 @@ class GoldenTest(unittest.TestCase):
         golden = vectors("records")
         whole = b"".join([vector["bytes"] for vector in golden])
         self.assertEqual(decode_all(whole), [vector["record"] for vector in golden])
+
+
+class ScanTest(unittest.TestCase):
+    def setUp(self):
+        self.pieces = [vector["bytes"] for vector in vectors("records")]
+        self.records = [vector["record"] for vector in vectors("records")]
+
+    def test_good_records_are_all_found(self):
+        self.assertEqual(scan(b"".join(self.pieces)), (self.records, []))
+        self.assertEqual(scan(b""), ([], []))
+
+    def test_a_broken_record_costs_itself_alone(self):
+        self.pieces[3] = self.pieces[3][:-1] + b"?"
+        records, broken = scan(b"".join(self.pieces))
+        self.assertEqual(records, self.records[:3] + self.records[4:])
+        self.assertEqual(broken, [(3, self.pieces[3])])
+
+    def test_what_stands_behind_a_length_without_sense_is_one_broken_piece(self):
+        for nonsense in (b"\xff\xff", b"\x59\x02", b"\x40"):
+            whole = self.pieces[0] + nonsense
+            self.assertEqual(scan(whole), (self.records[:1], [(1, nonsense)]))
 
 
 class WriteTest(unittest.TestCase):
