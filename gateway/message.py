@@ -118,7 +118,7 @@ def seal_batch(buffer: bytearray, end: int) -> int:
 
 
 def decode_batch(whole: "bytes | memoryview") -> Batch:
-    """Return the Batch with its Records still as bytes. Raises Truncated, Corrupt (size, CRC), Unknown (version).
+    """Return the Batch, its Records still as bytes. Raises Truncated, Corrupt (size, CRC), Unknown (version).
 
     The CRC is looked at first: a Batch that fails it gets no Ack, one of an unknown version is quarantined.
     """

@@ -1,1 +1,1 @@
-"""The Sync Service: stores what Kits send, once, and delivers it to the Hub. Begin reading at sync_service/app.py."""
+"""The Sync Service: stores what Kits send, once, and delivers it to the Hub. Begin at sync_service/app.py."""

@@ -375,16 +375,17 @@ class Journal:
         return Source(identity, self._timebase)
 
     def _learn_clock(self, clock: SensorClock, at: Moment) -> None:
-        read = decode(clock.characteristic, clock.value)
+        # Empty: the write got no answer. Nobody knows which time the clock has since.
+        read = decode(clock.characteristic, clock.value) if clock.value else None
         source = self._sources.get(clock.sensor)
-        if source and isinstance(read, Clock):
-            source.timeline.clock_read(clock.kind, at.boot, at.uptime_ms, read.date_time)
+        if source and (read is None or isinstance(read, Clock)):
+            source.timeline.clock_read(clock.kind, at.boot, at.uptime_ms, read.date_time if read else None)
 
     def _learn_event(self, event: Event, at: Moment) -> None:
         source = self._sources.get(event.sensor)
         if source is None:
             return
-        if event.code in (record.SENSOR_DRAINED, record.BOND_MADE):
+        if event.code == record.SENSOR_DRAINED:
             source.timeline.drained(at.boot, at.uptime_ms)
         if event.code == record.BOND_MADE:
             source.barred = None

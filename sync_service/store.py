@@ -216,10 +216,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def _create(path: Path) -> None:
-    """Make the file if it is not there. Readings are nobody else's to read; the WAL gets the mode of this file.
+    """Make the file if it is not there, for nobody else to read; the WAL gets the mode of this file.
 
-    A file that is there is never opened: closing it would drop the locks that SQLite holds on it in this process,
-    and another process that closes the Store would then delete the WAL under us.
+    A file that is there is never opened: closing it would drop the locks that SQLite holds on it in this
+    process, and another process that closes the Store would then delete the WAL under us.
     """
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))

@@ -18,6 +18,7 @@ import aiohttp
 from hw.virtual.ledger import BLOOD_PRESSURE, Measurement
 
 LOINC = "http://loinc.org"
+MDC = "urn:iso:std:iso:11073:10101"
 PANEL, SYSTOLIC, DIASTOLIC, SPO2, HEART_RATE, MEAN = (
     "85354-9",
     "8480-6",
@@ -27,6 +28,8 @@ PANEL, SYSTOLIC, DIASTOLIC, SPO2, HEART_RATE, MEAN = (
     "8478-0",
 )
 PRIMARY = (PANEL, SPO2)
+NO_VITAL = {"150020": PANEL, "150456": SPO2}
+"""A failed measurement is no vital sign, so it carries no LOINC code: it is known by its MDC code."""
 READING_TIME = "https://homeward.example/fhir/StructureDefinition/reading-time"
 POSSIBLE_REPEAT = "possible-repeat"
 CLOCK_SLACK_MS = 50
@@ -185,7 +188,7 @@ async def _serial(http: aiohttp.ClientSession, url: str) -> str:
 
 
 def _seen(observation: dict[str, Any], serials: dict[str, str]) -> Seen:
-    code = _loinc(observation)
+    code = _code(observation)
     earliest, latest = _bounds(observation)
     tags = [tag.get("code") for tag in observation.get("meta", {}).get("tag", ())]
     return Seen(
@@ -203,6 +206,12 @@ def _seen(observation: dict[str, Any], serials: dict[str, str]) -> Seen:
 def _loinc(resource: dict[str, Any]) -> str | None:
     codings = resource.get("code", {}).get("coding", ())
     return next((c["code"] for c in codings if c.get("system") == LOINC), None)
+
+
+def _code(observation: dict[str, Any]) -> str | None:
+    codings = observation["code"]["coding"]
+    mdc = next((c["code"] for c in codings if c.get("system") == MDC), "")
+    return _loinc(observation) or NO_VITAL.get(mdc)
 
 
 def _values(observation: dict[str, Any], code: str | None) -> tuple[Decimal | None, ...]:

@@ -37,6 +37,8 @@ from hw.virtual.sensor import Habits, Label, Sensor
 
 HABITS = Habits(window_s=20.0, linger_s=3.5)
 """A patient's day in a minute. Real ones linger for 15 s; these long enough to be asked for their clock."""
+PAIRING_S = 5.0
+"""Somebody at the bench holds the button: long enough for a first session, which finds nothing to collect."""
 BETWEEN_S = 1.2
 """No Sensor measures twice within its clock's second: a real one takes 10 to 40 s for a measurement."""
 ACK_WAIT_MS = 2_000
@@ -94,7 +96,7 @@ class Home:
         gateway.open_pairing(PATIENCE_S)
         for sensor in self._sensors:
             sensor.ledger.episode = episode
-            sensor.pairing_mode()
+            sensor.pairing_mode(PAIRING_S)
         await _until(lambda: all(self._is_bonded(sensor) for sensor in self._sensors))
         for sensor in self._sensors:
             await asyncio.wait_for(sensor.dark(), PATIENCE_S)

@@ -52,7 +52,7 @@ class World:
         )
         self.service = Part(
             "service",
-            python("sync_service.command", "serve", str(self._sync)),
+            python("sync_service.command", "--dir", str(self._sync), "serve"),
             log=folder / "service.log",
             ready=lambda: listening(console_port),
         )
@@ -68,7 +68,7 @@ class World:
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
         try:
             broker_port, console_port = self._ports
-            options = f"--broker-port {broker_port} --console-port {console_port} --hub {self.hub_url}"
+            options = f"--port {broker_port} --console-port {console_port} --hub {self.hub_url}"
             await self.sync("init", str(self._sync), *options.split())
             for kit in self.kits:
                 await self.sync("kit", "add", kit)
@@ -160,7 +160,7 @@ class Home:
             f'kit = "{kit}"\njournal = "journal.flash"\njournal_kib = 256\nsensors = "sensors.json"\n\n'
             f'[broker]\nhost = "127.0.0.1"\nport = {broker_port}\n'
             f'ca = "{identity / "ca.pem"}"\n'
-            f'certificate = "{identity / "cert.pem"}"\nkey = "{identity / "key.pem"}"\n'
+            f'certificate = "{identity / "kit.pem"}"\nkey = "{identity / "kit.key"}"\n'
         )
         self._part = Part(
             f"home of {kit}",
@@ -183,13 +183,13 @@ class Home:
         if self._listening:
             await self._listening
 
-    async def ask(self, action: str, **what: Any) -> None:
+    async def ask(self, do: str, **what: Any) -> None:
         """Ask the home for something and wait until it is done. Raises PartFailed."""
         process = self._part.process
         assert process.stdin
         number = len(self._asked) + 1
         answer = self._asked[number] = asyncio.get_running_loop().create_future()
-        process.stdin.write(json.dumps({"id": number, "do": action, **what}).encode() + b"\n")
+        process.stdin.write(json.dumps({"id": number, "do": do, **what}).encode() + b"\n")
         if why := await answer:
             raise PartFailed(f"home of {self.kit}: {why}; see {self._folder / 'home.log'}")
 

@@ -510,7 +510,7 @@ class Server:
         return _fhir(orjson.dumps(CAPABILITY))
 
     async def _bundle(self, request: web.Request) -> web.Response:
-        fault = request.get("fault")
+        fault = request.get(FAULT)
         spoiled = {fault.entry: fault.status} if fault else {}
         answer = run_bundle(self._hub, await _body(request), now=_now(), spoiled=spoiled)
         await self._hub.store.settle()
@@ -623,11 +623,12 @@ class Server:
         elif fault.kind == "close_before_commit":
             return _hang_up(request)
         elif fault.kind == "entry":
-            request["fault"] = fault
+            request[FAULT] = fault
         done = await handler(request)
         return _hang_up(request) if fault.kind == "close_after_commit" else done
 
 
+FAULT = web.RequestKey("fault", Fault)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

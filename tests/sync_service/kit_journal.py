@@ -70,14 +70,14 @@ class KitJournal:
         return self.add(record.FRAME, record.encode_frame(Frame(sensor, flags, characteristic, value)))
 
     def begin(self) -> None:
-        """A boot with its ANCHOR, an oximeter with a serial that stores nothing, and a cuff."""
+        """A boot with its ANCHOR, an oximeter that stores nothing, and a cuff; both had nothing to send."""
         number = self.kit[-1:].encode()  # every Kit has Sensors of its own
         self.anchor()
         features = struct.pack("<HH", SPOT + 2, 0x0040)
         self.sensor(OXIMETER, (record.SERIAL, b"50123" + number), (record.FEATURE, features))
-        self.event(record.BOND_MADE, OXIMETER)
+        self.event(record.SENSOR_DRAINED, OXIMETER)
         self.sensor(
             CUFF, (record.MANUFACTURER, b"A&D"), (record.MODEL, b"UA-651"), (record.SERIAL, b"51807" + number)
         )
-        self.event(record.BOND_MADE, CUFF)
+        self.event(record.SENSOR_DRAINED, CUFF)
         self.uptime_ms += MINUTE

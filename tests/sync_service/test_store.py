@@ -229,6 +229,7 @@ async def test_what_another_process_has_written_and_closed_is_seen(tmp_path: Pat
     connect(path).close()  # the file is there when the service opens it twice, to write and to read
     async with Store.open(path) as store:
         for n in (1, 2):
-            subprocess.run([sys.executable, "-c", COUNTS_ONCE, str(path)], check=True)
+            other = await asyncio.create_subprocess_exec(sys.executable, "-c", COUNTS_ONCE, str(path))
+            assert await other.wait() == 0
             assert await store.write(counted) == n
             assert await store.read(counted) == n
