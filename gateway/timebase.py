@@ -61,6 +61,12 @@ _Read = namedtuple("_Read", ("at", "seconds", "was_set", "run", "shown"))
 """Of a Sensor's clock. at: (boot, uptime); seconds: shown, since 1970, None when not set or unknown;
 run: grows when it was set or lost; shown: seconds of the newest read that was no set."""
 
+_Link = namedtuple("_Link", ("ran", "first", "last", "reach"))
+"""A read and the one before. ran: the clock is seen to have run; first, last: timestamps that may be from there;
+reach: where it is not, the seconds by which those may be away from either read."""
+_NEAR_S = const(4)
+"""CLOCK_LATENCY_MS and the resolution of both read and timestamp."""
+
 
 class Timebase:
     """True time of one Journal's boots and uptimes."""
@@ -227,7 +233,7 @@ class SensorTimeline:
     def __init__(self, timebase: Timebase) -> None:
         self._timebase = timebase
         self._reads: list[_Read] = []
-        self._links: list[tuple[bool, int]] = []  # of each read with the one before, see _link
+        self._links: list[_Link] = []  # of each read with the one before
         self._run = 0
         self._shown: int | None = None
         self._last_kind = 0
@@ -254,7 +260,7 @@ class SensorTimeline:
                 self._links.pop(0)
 
     def drained(self, boot: int, uptime_ms: int) -> None:
-        """At this time the Sensor held nothing older (it went quiet, or its bond was made)."""
+        """At this time the Sensor held nothing older: it had gone quiet."""
         self._drained.append((boot, uptime_ms))
         if len(self._drained) > MAX_READS:
             self._drained.pop(0)
@@ -275,9 +281,11 @@ class SensorTimeline:
             taken = self._by_clock(seconds_of(reading.timestamp), (boot, uptime_ms), received.latest_ms)
             if taken is not None:
                 return taken
+        held_from = self._held_from((boot, uptime_ms))
         if not can_store:
-            return Time(received.earliest_ms - HELD_MS, received.latest_ms, received.quality)
-        return Time(self._held_from((boot, uptime_ms)), received.latest_ms, BRACKETED)
+            earliest = max(received.earliest_ms - HELD_MS, min(held_from, received.earliest_ms))
+            return Time(earliest, received.latest_ms, received.quality)
+        return Time(held_from, received.latest_ms, BRACKETED)
 
     # --- The Sensor's clock ---------------------------------------------------------------------------------
 
@@ -287,13 +295,14 @@ class SensorTimeline:
         count = self._linked_until(at)
         proved: list[Bound] = []
         doubtful: list[Bound] = []
-        for index in range(1, count):
-            before, after = self._reads[index - 1], self._reads[index]
-            ran, elapsed_ms = self._links[index]
-            if not ran:
-                doubtful += self._around(before, after, elapsed_ms, stamp)
-            elif before.seconds <= stamp <= after.seconds:
-                proved.append(self._between(before, after, stamp))
+        for index in range(count):
+            ran, first, last, reach = self._links[index]
+            if first <= stamp <= last:
+                before, after = self._reads[index - 1], self._reads[index]
+                if ran:
+                    proved.append(self._between(before, after, stamp))
+                else:
+                    doubtful += self._around(before, after, reach, stamp)
         self._beside(stamp, at, latest_ms, count, proved, doubtful)
         proved = [bound for bound in proved if bound[0] <= latest_ms]
         if not proved:
@@ -326,9 +335,9 @@ class SensorTimeline:
             doubtful.append((self._moment_of(last)[0], latest_ms))
 
     def _link(self) -> None:
-        """Compare each new read with the one before: did the clock run, and the most ms in between."""
+        """Compare each new read with the one before."""
         if not self._links and self._reads:
-            self._links.append((False, 0))
+            self._links.append(_Link(False, 1, 0, 0))
         while len(self._links) < len(self._reads):
             before, after = self._reads[len(self._links) - 1], self._reads[len(self._links)]
             elapsed = self._timebase.elapsed(before.at, after.at)
@@ -338,7 +347,10 @@ class SensorTimeline:
             ran = same and _agree(before, after, elapsed)
             if same and not ran and not before.was_set:  # a Sensor may ignore a set and run on
                 self._disproved = True
-            self._links.append((ran, elapsed[1]))
+            if ran:
+                self._links.append(_Link(True, before.seconds, after.seconds, 0))
+            else:
+                self._links.append(_gap(before, after, elapsed[1]))
 
     def _linked_until(self, at: "Moment") -> int:
         count = len(self._links)
@@ -349,7 +361,7 @@ class SensorTimeline:
     def _between(self, before: "_Read", after: "_Read", stamp: int) -> "Bound":
         """A timestamp between two reads that agree.
 
-        The clock's difference to true time went from the one's to the other's. Drifting to and fro, it may
+        The clock's difference to true time went from the one's to the other's. Drifting back and forth it may
         have left that range by what drift allows from the nearer one.
         """
         low, high = self._difference(before)
@@ -360,15 +372,14 @@ class SensorTimeline:
         earliest = max(stamp * 1000 + lowest, self._moment_of(before)[0] - RESOLUTION_MS)
         return earliest, stamp * 1000 + RESOLUTION_MS + highest
 
-    def _around(self, before: "_Read", after: "_Read", elapsed_ms: int, stamp: int) -> "list[Bound]":
+    def _around(self, before: "_Read", after: "_Read", reach: int, stamp: int) -> "list[Bound]":
         """Where a timestamp may lie between two reads, when the clock changed at some moment between them."""
-        slack = elapsed_ms + CLOCK_LATENCY_MS + 2 * RESOLUTION_MS + _sensor_drift(elapsed_ms // 1000 + 1)
         bounds = []
         if stamp in (before.seconds, before.shown):  # it may have stood still
             bounds.append((self._moment_of(before)[0], self._moment_of(after)[1]))
-        if before.seconds is not None and -4000 <= (stamp - before.seconds) * 1000 <= slack:
+        if before.seconds is not None and -_NEAR_S <= stamp - before.seconds <= reach:
             bounds.append(self._by(before, stamp))
-        if after.seconds is not None and -4000 <= (after.seconds - stamp) * 1000 <= slack:
+        if after.seconds is not None and -_NEAR_S <= after.seconds - stamp <= reach:
             bounds.append(self._by(after, stamp))
         return bounds
 
@@ -398,6 +409,19 @@ class SensorTimeline:
                 time = self._timebase.time_of(*drained)
                 return self._timebase.floor_ms if time is None else time.earliest_ms
         return self._timebase.floor_ms
+
+
+def _gap(before: _Read, after: _Read, elapsed_ms: int) -> _Link:
+    """The link of two reads between which the clock was set, lost, stepped or stopped."""
+    reach = elapsed_ms // 1000 + _sensor_drift(elapsed_ms // 1000 + 1) // 1000 + 1 + _NEAR_S
+    sides = []
+    if before.seconds is not None:
+        sides += [before.seconds - _NEAR_S, before.seconds + reach]
+    if after.seconds is not None:
+        sides += [after.seconds - reach, after.seconds + _NEAR_S]
+    if before.shown is not None:
+        sides.append(before.shown)
+    return _Link(False, min(sides), max(sides), reach) if sides else _Link(False, 1, 0, 0)
 
 
 def _agree(before: _Read, after: _Read, elapsed: "Bound") -> bool:

@@ -180,6 +180,14 @@ class Sensors(unittest.TestCase):
         self.read(DAY, DAY + 40 * SECOND)
         self.corrected(self.taken(12 * HOUR + 20 * SECOND, DAY + 1), 12 * HOUR)
 
+    def test_a_step_that_looks_like_drift_is_allowed_for(self):
+        for step in (-30 * SECOND, 30 * SECOND):
+            self.timeline = SensorTimeline(self.timebase)
+            self.read(0, 0)
+            self.read(DAY, DAY + step)
+            self.corrected(self.taken(HOUR + step, DAY + 1), HOUR)  # stepped right after the first read
+            self.corrected(self.taken(23 * HOUR, DAY + 1), 23 * HOUR)  # or right before the second
+
     def test_each_timestamp_is_corrected_by_the_clock_that_stamped_it(self):
         self.read(0, 2 * HOUR)
         self.read(10 * HOUR, 12 * HOUR)
