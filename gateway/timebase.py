@@ -62,7 +62,7 @@ _Read = namedtuple("_Read", ("at", "seconds", "was_set", "run", "shown"))
 run: grows when it was set or lost; shown: seconds of the newest read that was no set."""
 
 _Link = namedtuple("_Link", ("ran", "first", "last", "reach"))
-"""A read and the one before. ran: the clock is seen to have run; first, last: timestamps that may be from there;
+"""A read and the one before. ran: the clock is seen to have run; first, last: timestamps perhaps from there;
 reach: where it is not, the seconds by which those may be away from either read."""
 _NEAR_S = const(4)
 """CLOCK_LATENCY_MS and the resolution of both read and timestamp."""
