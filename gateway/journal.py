@@ -12,7 +12,7 @@ Mount only reads. It takes the highest block number, walks that block, and appen
 Record. If something else than 0xFF follows (a program was torn) the block is left as it is: the next append
 begins a new block, and first a block's worth of sequences is skipped, so that none is ever used twice.
 
-Locks. `append_frame` runs in the indication handler and may pre-empt everything else here at any bytecode
+Locks. `append_frame` runs in the indication handler and may preempt everything else here at any bytecode
 that does not hold the lock. Under the lock the main loop writes one Record and never erases. To erase, it
 first claims a block number under the lock; the handler, if it has to erase in the meantime, claims the one
 after and leaves a hole.

@@ -166,4 +166,4 @@ def test_the_handler_may_come_at_any_bytecode(
         assert records(again) == found, at
         at += 1
     assert at > 20
-    say.append(f"journal: {work.__name__} pre-empted at each of {at} bytecodes by {burst}")
+    say.append(f"journal: {work.__name__} preempted at each of {at} bytecodes by {burst}")
