@@ -1,9 +1,9 @@
-"""The programs that Homeward needs beside Python: Mosquitto, and MicroPython with 64-bit and 32-bit words.
+"""The programs that Homeward needs beside Python: Mosquitto, MicroPython (64-bit and 32-bit), and Chromium.
 
-A program is taken from the environment (`$MOSQUITTO`, `$MICROPYTHON`, `$MICROPYTHON32`), else from PATH,
-else from Homeward's cache. When it is nowhere, apt fetches the distribution's package and what that depends
-on, from the mirror that apt is already set up with; they are unpacked into the cache and run through their
-own libc. The one rule: nothing is installed, so no root is needed, no service starts, and removing the
+A program is taken from the environment (`$MOSQUITTO`, `$MICROPYTHON`, `$MICROPYTHON32`, `$CHROMIUM`), else
+from PATH, else from Homeward's cache. When it is nowhere, apt fetches the distribution's package and what
+that depends on, from the mirror that apt is already set up with; they are unpacked into the cache and run
+from there. The one rule: nothing is installed, so no root is needed, no service starts, and removing the
 cache removes all. apt checks every file against the distribution's signatures; that is never switched off.
 """
 
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,8 @@ MOSQUITTO_OLDEST = (2, 0)  # 1.x listens to the world by default and reads ACL p
 _PROBE_TIMEOUT_S = 20
 _APT_TIMEOUT_S = 300
 # Suites whose packages are new enough, the preferred one first; the next one stands in while a mirror is
-# being updated. They need not be the machine's own suite, because each is run with its own libc.
+# being updated. They need not be the machine's own suite, because each is run through its own libc. Chromium
+# can't be: it starts itself again as /proc/self/exe, which would be the loader. It comes from the own suite.
 _SUITES = {"debian": ("trixie", "forky"), "ubuntu": ("resolute", "questing")}
 _COMPONENTS = {"debian": "main", "ubuntu": "main universe"}
 _PATH_BESIDES = (
@@ -53,6 +54,8 @@ class _Program(NamedTuple):
     architecture: str  # of the package, in Debian's words; "" when there is none to bring
     works: Callable[[list[str]], bool]
     wanted: str  # what a person has to get
+    other_names: tuple[str, ...] = ()  # that it may have on PATH
+    own_libc: bool = True  # False: taken from the machine's own suite, beside what is installed
 
 
 def mosquitto() -> list[str]:
@@ -78,6 +81,21 @@ def micropython(bits: int) -> list[str]:
     )
 
 
+def chromium() -> list[str]:
+    """Command line of a Chromium or Chrome, to be run with --headless; raises ProgramMissing."""
+    return _locate(
+        _Program(
+            "chromium",
+            "CHROMIUM",
+            _architecture(64),
+            _is_chromium,
+            "Chromium or Chrome",
+            other_names=("chromium-browser", "google-chrome"),
+            own_libc=False,
+        )
+    )
+
+
 def _locate(program: _Program) -> list[str]:
     chosen = shlex.split(os.environ.get(program.variable, ""))
     if chosen:
@@ -87,9 +105,10 @@ def _locate(program: _Program) -> list[str]:
             )
         return chosen
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *_PATH_BESIDES])
-    found = shutil.which(program.name, path=path)
-    if found and program.works([found]):
-        return [found]
+    for name in (program.name, *program.other_names):
+        found = shutil.which(name, path=path)
+        if found and program.works([found]):
+            return [found]
     return _cached(program) or _bring(program)
 
 
@@ -106,6 +125,10 @@ def _is_micropython(command: list[str], bits: int) -> bool:
     if len(words) != 4 or words[0] != "micropython":
         return False
     return (int(words[1]), int(words[2])) >= MICROPYTHON_OLDEST and int(words[3]) == bits
+
+
+def _is_chromium(command: list[str]) -> bool:
+    return re.match(r"(Chromium|Google Chrome)\b.* \d+\.", _output([*command, "--version"])) is not None
 
 
 def _output(command: list[str]) -> str:
@@ -131,20 +154,34 @@ def _cache() -> Path:
 def _cached(program: _Program) -> list[str] | None:
     """The newest unpacked package that still works here (the cache may have moved to another machine)."""
     for root in sorted(_cache().glob(f"{program.name}_*_{program.architecture}"), reverse=True):
-        command = _command(root, program.name)
+        command = _command(root, program)
         if command and program.works(command):
             return command
     return None
 
 
-def _command(root: Path, name: str) -> list[str] | None:
+def _command(root: Path, program: _Program) -> list[str] | None:
     """How to run a program of an unpacked tree: through the tree's own loader and libraries."""
+    if not program.own_libc:
+        return _command_beside_installed(root, program.name)
     loader = next(root.glob("usr/lib/*/ld*.so.[0-9]"), None)
-    binary = next(root.glob(f"usr/*bin/{name}"), None)
+    binary = next(root.glob(f"usr/*bin/{program.name}"), None)
     if loader is None or binary is None:
         return None
     libraries = f"{loader.parent}:{root / 'lib' / loader.parent.name}"
     return [str(loader), "--library-path", libraries, str(binary)]
+
+
+def _command_beside_installed(root: Path, name: str) -> list[str] | None:
+    """The same through the machine's loader; libraries and fonts of the tree add to those installed."""
+    binary = root / "usr/lib" / name / name
+    if not binary.exists():
+        return None
+    folders = {library.parent for library in root.glob("usr/lib/*-linux-gnu/**/*.so*")}
+    command = ["/usr/bin/env", "LD_LIBRARY_PATH=" + ":".join(sorted(map(str, folders)))]
+    if (root / "etc/fonts").exists():
+        command.append(f"FONTCONFIG_SYSROOT={root}")
+    return [*command, str(binary)]
 
 
 def _bring(program: _Program) -> list[str]:
@@ -166,16 +203,25 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _fetch(program: _Program, distribution: str) -> list[str]:
     reasons = []
-    for suite, mirror in itertools.product(_SUITES[distribution], _mirrors()):
+    for suite, source in _sources(program, distribution):
         print(f"Bringing {program.name} ({program.architecture}) from {suite} ...", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=_cache()) as work:
             try:
-                _unpack(Path(work), program, _source(distribution, suite, program.architecture, mirror))
+                _unpack(Path(work), program, source)
                 return _keep(Path(work), program)
             except _Refused as problem:
                 reasons.append(f"{suite}: {problem}")
     why = "; ".join(reasons) or "its source lists name no mirror of this release"
     raise ProgramMissing(_advice(program, f"and apt could not bring it ({why})"))
+
+
+def _sources(program: _Program, distribution: str) -> Iterator[tuple[str, str | None]]:
+    """Suites to try, each with its source list; None: the machine's own lists."""
+    if not program.own_libc:
+        yield "this machine's release", None
+        return
+    for suite, mirror in itertools.product(_SUITES[distribution], _mirrors()):
+        yield suite, _source(distribution, suite, program.architecture, mirror)
 
 
 def _source(distribution: str, suite: str, architecture: str, mirror: str) -> str:
@@ -185,13 +231,17 @@ def _source(distribution: str, suite: str, architecture: str, mirror: str) -> st
     return f"deb [arch={architecture}{signed}] {mirror} {suite} {_COMPONENTS[distribution]}\n"
 
 
-def _unpack(work: Path, program: _Program, source: str) -> None:
-    """Fetch a package with all that it depends on (by its status file nothing is here yet) and unpack it."""
+def _unpack(work: Path, program: _Program, source: str | None) -> None:
+    """Fetch a package with all that it depends on and that the status file does not have; unpack them."""
     for folder in ("lists/partial", "archives/partial", "root"):
         (work / folder).mkdir(parents=True)
-    (work / "sources.list").write_text(source)
-    (work / "status").touch()
     options = _apt_options(work, program.architecture)
+    if source is None:
+        shutil.copy("/var/lib/dpkg/status", work / "status")  # a copy: nobody's lock is needed
+    else:
+        (work / "status").touch()
+        (work / "sources.list").write_text(source)
+        options += _apt_source_options(work)
     _run(["apt-get", *options, "update"])
     _run(
         ["apt-get", *options, "--yes", "--no-install-recommends", "--download-only", "install", program.name]
@@ -207,18 +257,30 @@ def _apt_options(work: Path, architecture: str) -> list[str]:
         "Dir::State::status": work / "status",
         "Dir::Cache": work,
         "Dir::Cache::archives": work / "archives",
-        "Dir::Etc::sourcelist": work / "sources.list",
-        "Dir::Etc::sourceparts": "/dev/null",
-        "Dir::Etc::preferences": "/dev/null",  # a person's pins are about installed packages
-        "Dir::Etc::preferencesparts": "/dev/null",
         "APT::Architecture": architecture,
         "APT::Architectures": architecture,
         "APT::Sandbox::User": "root",  # apt's own user cannot enter a folder in somebody's home
-        "APT::Update::Error-Mode": "any",
         "Acquire::Languages": "none",
         "Acquire::Retries": 3,
     }
-    return ["-qq", *(f"-o{name}={value}" for name, value in settings.items())]
+    return ["-qq", *_words(settings)]
+
+
+def _apt_source_options(work: Path) -> list[str]:
+    """One source list and no other; every file of it has to come."""
+    return _words(
+        {
+            "Dir::Etc::sourcelist": work / "sources.list",
+            "Dir::Etc::sourceparts": "/dev/null",
+            "Dir::Etc::preferences": "/dev/null",  # a person's pins are about installed packages
+            "Dir::Etc::preferencesparts": "/dev/null",
+            "APT::Update::Error-Mode": "any",
+        }
+    )
+
+
+def _words(settings: Mapping[str, object]) -> list[str]:
+    return [f"-o{name}={value}" for name, value in settings.items()]
 
 
 def _run(command: list[str]) -> str:
@@ -237,13 +299,13 @@ def _run(command: list[str]) -> str:
 def _keep(work: Path, program: _Program) -> list[str]:
     """Move the unpacked tree to its place in the cache, named after the version: all of it or nothing."""
     package = next((work / "archives").glob(f"{program.name}_*.deb"))
-    command = _command(work / "root", program.name)
+    command = _command(work / "root", program)
     if command is None or not program.works(command):
         raise _Refused(f"{package.stem} does not run on this machine")
     place = _cache() / package.stem
     shutil.rmtree(place, ignore_errors=True)
     os.rename(work / "root", place)
-    kept = _command(place, program.name)
+    kept = _command(place, program)
     assert kept is not None
     return kept
 
@@ -292,6 +354,7 @@ def main(arguments: list[str]) -> int:
         "mosquitto": mosquitto,
         "micropython": lambda: micropython(64),
         "micropython32": lambda: micropython(32),
+        "chromium": chromium,
     }
     if not arguments or not set(arguments) <= set(known):
         print(f"usage: python -m hw.virtual.programs {'|'.join(known)} ...", file=sys.stderr)
