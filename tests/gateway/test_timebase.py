@@ -315,6 +315,12 @@ class Sensors(unittest.TestCase):
         time = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=False)
         self.assertEqual(time, Time(received.earliest_ms - MINUTE, received.latest_ms, received.quality))
 
+    def test_a_sensor_that_was_just_empty_has_measured_since(self):
+        self.timeline.drained(1, 5 * HOUR - 10 * SECOND)
+        empty = self.timebase.time_of(1, 5 * HOUR - 10 * SECOND)
+        time = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=False)
+        self.assertEqual(time.earliest_ms, empty.earliest_ms)
+
     def test_a_streamed_value_is_seconds_old(self):
         received = self.timebase.time_of(1, 5 * HOUR)
         time = self.timeline.time_of(plain(CONTINUOUS), 1, 5 * HOUR, can_store=False)

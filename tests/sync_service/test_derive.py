@@ -326,6 +326,20 @@ def test_a_frame_whose_time_is_not_known_yet_stops_its_journal_and_no_other(
     assert sorted(patient for _, patient in queued(db)) == ["Patient/1", "Patient/2"]
 
 
+def test_a_setting_without_an_answer_makes_a_sensors_clock_unknown(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 10, 1, 0, 0))  # hours slow
+    unanswered = record.SensorClock(CUFF, record.CLOCK_SET, 60, 0x2A08, b"")
+    kit.add(record.SENSOR_CLOCK, record.encode_sensor_clock(unanswered))
+    kit.uptime_ms += MINUTE
+    kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 10, 13, 0, 0))  # right, so it was set after all
+    derived(db, kit)
+    disproved = db.execute("select n from counter where name = 'clock disproved'").fetchone()
+    assert disproved is None
+    assert db.execute("select count(*) from quarantine").fetchone() == (0,)
+
+
 def test_sequences_known_to_be_lost_do_not_stop_the_cursor(db: sqlite3.Connection, kit: KitJournal) -> None:
     lost = record.Lost(kit.sequence + 1, kit.sequence + 50, record.OVERWRITTEN)
     kit.add(record.LOST, record.encode_lost(lost))
