@@ -4,25 +4,25 @@ It names Kits, Sensors and Episodes, never a patient, and its address carries no
 """
 
 import asyncio
-import json
 import sqlite3
 import time
 from importlib import resources
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
 
 from gateway.errors import FormatError
-from gateway.reading import Reading, text
+from gateway.reading import NEVER, Reading, text
 from gateway.record import Frame, decode_body
 from gateway.sensors import decode
-from sync_service.store import Store
+from sync_service.store import Store, StoreError
 
 LATEST = 12
 """Readings shown of a Kit: two days of a usual patient, one screen of a phone."""
 ATTENTION = 20
-"""Held and parked Readings shown; the command line lists them all."""
+"""Parked and held Readings shown, of each; the command line lists them all."""
 FILES = {
     "/": ("console.html", "text/html"),
     "/console.css": ("console.css", "text/css"),
@@ -44,7 +44,10 @@ _NAMES = {
     "diastolic": "diastolic",
     "mean": "mean",
 }
-_UNITS = {"%": "%", "/min": "/min", "mm[Hg]": "mmHg", "kPa": "kPa"}
+_UNITS = {"mm[Hg]": "mmHg"}
+"""UCUM as people read it, where that differs."""
+_USUAL = {"fully qualified data", "validated data"}
+"""Status words that only say that all is well."""
 _KINDS = {"spot_check": "Oxygen", "continuous": "Oxygen, streamed", "blood_pressure": "Blood pressure"}
 
 _KITS = """
@@ -80,6 +83,7 @@ async def run(store: Store, *, host: str, port: int) -> None:
     """Serve until cancelled. Raises OSError when the address is taken."""
     console = web.Application()
     console[STORE] = store
+    console.on_response_prepare.append(_add_headers)
     for path in FILES:
         console.router.add_get(path, _file)
     console.router.add_get("/state.json", _state)
@@ -116,13 +120,14 @@ def _kit(
     episode: str | None,
     journal: int | None,
 ) -> dict[str, Any]:
-    said = json.loads(status) if status else {}
+    said = orjson.loads(status) if status else {}  # an object; what is in it is the Kit's word alone
+    pending = said.get("pending")
     return {
         "kit": kit,
         "state": state,
         "online": said.get("online"),
-        "host_confirmed": said.get("host_confirmed", False),
-        "pending": said.get("pending"),
+        "host_confirmed": said.get("host_confirmed") is True,
+        "pending": pending if isinstance(pending, int) else None,
         "status_ms": status_ms,
         "seen_ms": seen_ms,
         "episode": episode,
@@ -157,7 +162,7 @@ def _reading(
     return {
         "reading": number,
         "kit": kit,
-        "sensor": sensor,
+        "sensor": sensor_name(sensor),
         "kind": kind,
         "values": values,
         "words": words,
@@ -167,13 +172,13 @@ def _reading(
         "quality": quality,
         "state": delivery or state,
         "attempts": attempts or 0,
-        "why": reason if state == "held" else answer if delivery == "parked" else None,
+        "why": reason if state == "held" else answer if delivery in ("queued", "parked") else None,
         "possible_repeat": bool(possible_repeat),
     }
 
 
 def _meaning(type: int, version: int, body: bytes) -> tuple[str, list[list[str]], list[str]]:
-    """Kind, [name, number, unit] of each value that is a number, and the Sensor's status words."""
+    """Kind, [name, number, unit] of each value that counts as one (P7), and the Sensor's status words."""
     try:
         frame = decode_body(type, version, body)
         assert isinstance(frame, Frame)
@@ -181,21 +186,49 @@ def _meaning(type: int, version: int, body: bytes) -> tuple[str, list[list[str]]
     except FormatError:
         return "Not decodable", [], []
     assert isinstance(reading, Reading)
+    words = [word for word in reading.status if word not in _USUAL]
+    return _KINDS.get(reading.kind, reading.kind), _values(reading), words
+
+
+def _values(reading: Reading) -> list[list[str]]:
+    """A blood pressure is one value: 128/82."""
+    if reading.trust == NEVER:
+        return []
     values = [
         [_NAMES[value.name], number, _UNITS.get(value.unit, value.unit)]
         for value in reading.values
         if value.name in _NAMES and (number := text(value)) is not None
     ]
-    return _KINDS.get(reading.kind, reading.kind), values, list(reading.status)
+    if [name for name, _, _ in values[:2]] == ["systolic", "diastolic"]:
+        (_, systolic, unit), (_, diastolic, _) = values[:2]
+        values[:2] = [["BP", f"{systolic}/{diastolic}", unit]]
+    return values
+
+
+def sensor_name(identity: str) -> str:
+    """A Sensor's identity as people write it: maker, model and serial as printed on it, else its address."""
+    kind, _, rest = identity.partition(":")
+    if kind == "serial":
+        return " ".join(unquote(part) for part in rest.split("/") if part)
+    if kind == "unknown":
+        return f"unknown Sensor {rest.rpartition('/')[2]}"
+    return f"{kind} {rest}"
 
 
 async def _state(request: web.Request) -> web.Response:
     now_ms = time.time_ns() // 1_000_000
-    shown = await request.app[STORE].read(lambda db: state(db, now_ms))
-    return web.Response(body=orjson.dumps(shown), content_type="application/json", headers=HEADERS)
+    try:
+        shown = await request.app[STORE].read(lambda db: state(db, now_ms))
+    except StoreError:
+        raise web.HTTPServiceUnavailable from None
+    return web.Response(body=orjson.dumps(shown), content_type="application/json")
 
 
 async def _file(request: web.Request) -> web.Response:
     name, kind = FILES[request.path]
     page = resources.files("sync_service").joinpath(name).read_bytes()
-    return web.Response(body=page, content_type=kind, charset="utf-8", headers=HEADERS)
+    return web.Response(body=page, content_type=kind, charset="utf-8")
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
