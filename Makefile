@@ -14,9 +14,10 @@ MAKEFLAGS += --no-print-directory
 help: ## print this list
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
 
-setup: $(VENV)/.test ## everything that demo, test and check need: the environment, Mosquitto, MicroPython
+setup: $(VENV)/.test ## everything that demo, test and check need: the environment, Mosquitto, MicroPython, Chromium
 	@$(RUN) -m hw.virtual.programs mosquitto micropython >/dev/null
 	@if [ "$$(uname -m)" = x86_64 ]; then $(RUN) -m hw.virtual.programs micropython32 >/dev/null || true; fi
+	@$(RUN) -m hw.virtual.programs chromium >/dev/null || true # the page's tests say what they miss
 
 demo: $(VENV)/.demo ## the main job on one machine, live; ARGS="--help" for what it can do
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
