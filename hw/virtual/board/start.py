@@ -1,0 +1,70 @@
+"""
+The boot: `micropython start.py FOLDER`. Power, the littlefs of partition `vfs` at /, then boot.py and main.py.
+
+The machine's own files stand below /host, so that nothing of the firmware sees them by accident.
+"""
+
+import os
+import sys
+
+import vfs
+
+modules = sys.path[0]
+import chip  # noqa: E402  (found beside this file)
+from wiring import SOFT_RESET  # noqa: E402
+
+chip.power_on(sys.argv[1])
+vfs.umount("/")
+vfs.mount(vfs.VfsPosix("/"), "/host")
+sys.path[:] = ["/host" + modules] + ["/host" + path for path in chip.boot["program"]] + [".frozen", "/lib"]
+sys.argv[:] = []
+chip.boot["folder"] = "/host" + chip.boot["folder"]
+
+import esp32  # noqa: E402
+
+
+def mounted() -> object:
+    """The file system of partition `vfs`; a blank one is formatted, as the chip's first boot does."""
+    partition = esp32.Partition.find(esp32.Partition.TYPE_DATA, label="vfs")[0]
+    start = bytearray(64)
+    partition.readblocks(0, start)
+    if start == b"\xff" * 64:
+        vfs.VfsLfs2.mkfs(partition)
+    return vfs.VfsLfs2(partition)
+
+
+vfs.mount(mounted(), "/")
+os.chdir("/")
+
+
+def run(name: str) -> None:
+    """Run a file of the program as the chip does: a problem is printed, and ends in the REPL."""
+    for folder in sys.path[1:]:
+        try:
+            os.stat(folder + "/" + name + ".py")
+        except OSError:
+            continue
+        with open(folder + "/" + name + ".py") as file:
+            code = compile(file.read(), name + ".py", "exec")
+        exec(code, {"__name__": "__main__"})
+        return
+    try:
+        __import__(name)  # compiled
+    except ImportError as problem:
+        if name not in str(problem):
+            raise
+
+
+try:
+    run("boot")
+    run("main")
+except SystemExit:
+    chip.end(SOFT_RESET)
+except BaseException as problem:
+    sys.print_exception(problem)
+
+import time  # noqa: E402
+
+print("MicroPython: the program has ended; the REPL waits for ever")
+while True:
+    time.sleep_ms(1000)
