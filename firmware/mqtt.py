@@ -219,6 +219,6 @@ def tls_context(ca: bytes, certificate: bytes, key: bytes) -> ssl.SSLContext:
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.verify_mode = ssl.CERT_REQUIRED
-    context.load_verify_locations(ca)
+    context.load_verify_locations(cadata=ca)
     context.load_cert_chain(certificate, key)
     return context

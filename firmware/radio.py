@@ -90,7 +90,7 @@ _ON_NOTIFY = b"\x01\x00"
 _ON_INDICATE = b"\x02\x00"
 _ATT_ERROR = const(0x100)  # a status from here on is an ATT error
 _NOT_FOR_GOOD = (0x05, 0x08, 0x0E, 0x0F, 0x11)
-"""Insufficient authentication, authorization, encryption or resources, unlikely: pairing or patience helps."""
+"""Insufficient authentication, authorization, encryption, resources; unlikely: pairing or patience helps."""
 
 COUNTERS = ("handler_failures", "strays", "rescans", "restarts")
 """Values that could not be kept, values of no bonded Sensor, scans begun again, radios begun again."""
