@@ -61,18 +61,18 @@ class Central:
         self._is_on = False
         self._scanning: asyncio.Task[None] | None = None
         self._connecting: asyncio.Task[None] | None = None
+        self._answering: set[asyncio.Future[Any]] = set()
         self._adverts = 0  # posted, not handled yet
 
     async def power_off(self) -> None:
         """Links time out at the Sensors; nobody is left to be told."""
+        await asyncio.gather(*self._answering, return_exceptions=True)
         await self._cancel(self._scanning, self._connecting)
         self._scanning = self._connecting = None
-        for link in list(self._links.values()):
-            link.cancel()
-        self._links.clear()
         if self._is_on:
             self._is_on = False
-            await self._adapter.stop()
+            await self._adapter.stop()  # ends every link
+        self._links.clear()
 
     async def answer(self, question: str, values: dict[str, Any]) -> Any:
         answers: dict[str, Callable[..., Awaitable[Any]]] = {
@@ -90,14 +90,19 @@ class Central:
             "write": self._write,
             "mtu": self._mtu,
         }
-        return await answers[question](**values)
+        work = asyncio.ensure_future(answers[question](**values))
+        self._answering.add(work)
+        work.add_done_callback(self._answering.discard)
+        # Shielded: a command to the controller that is cancelled half-way leaves bumble with its answer.
+        return await asyncio.shield(work)
 
     # GAP.
 
     async def _active(self, on: bool) -> None:
         if not on:
             for link in list(self._links.values()):
-                await link.connection.disconnect()
+                await _quietly(link.connection.disconnect())
+            self._answering.clear()  # this very answer
             await self.power_off()
             return
         self._settings = {"bond": False, "mitm": False, "io": 3, "le_secure": False, "mtu": 256, "rxbuf": 256}
@@ -252,14 +257,13 @@ class Central:
     async def _secure(self, link: "_Link") -> None:
         """With the key of a bond if the board has one, else by pairing: what NimBLE does."""
         try:
-            keystore = self._adapter.device.keystore
-            assert keystore is not None
-            link.bonded = await keystore.get(str(link.connection.peer_address)) is not None
-            if link.bonded:
+            try:
                 await link.connection.encrypt()
-                self._announce_link(link)
-            else:
+            except core.InvalidOperationError:  # the board has no key
                 await link.connection.pair()  # the event is posted by `_announce` or `_on_paired`
+            else:
+                link.bonded = True
+                self._announce_link(link)
         except (hci.HCI_Error, core.BaseBumbleError, asyncio.CancelledError):
             if link.handle in self._links:
                 self._post(ENCRYPTION_UPDATE, link.handle, False, False, False, 0)
