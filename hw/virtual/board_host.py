@@ -40,8 +40,8 @@ MODULES = Path(__file__).parent / "board"
 # machine.reset_cause() of an ESP32; esp_restart() is a soft reset there.
 POWER_ON, WATCHDOG, SOFT = 1, 3, 5
 
-OWN_HEAP = {64: 60, 32: 30}
-"""KiB that the board's own modules take, by bits: given on top, so that the firmware has what it was promised."""
+OWN_HEAP = {64: 24, 32: 19}
+"""KiB that the board's own modules take, by bits. Given on top: the firmware has what it was promised."""
 
 _NAGGING_S = 0.01
 _STARTING_S = 20.0
@@ -104,6 +104,7 @@ class Board:
         self._say = say
         self._news = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
+        self._plugged = False
         self._life: asyncio.Task[None] | None = None
         self._boot: _Boot | None = None
         self._memory = b""
@@ -127,6 +128,7 @@ class Board:
         """Plug it in. Returns when the interpreter runs."""
         assert not self.is_on, "it is on"
         self._forget()
+        self._plugged = True
         ready = asyncio.get_running_loop().create_future()
         self._life = asyncio.create_task(self._live(ready), name=f"board {self.address}")
         self._life.add_done_callback(lambda _: self._news.set())
@@ -137,6 +139,7 @@ class Board:
 
     async def kill(self) -> None:
         """Pull the plug: SIGKILL in the middle of whatever it is doing."""
+        self._plugged = False
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
         await self.off()
@@ -161,7 +164,7 @@ class Board:
         internet: bool = True,
         rssi: int = -55,
     ) -> None:
-        """The home's network, from now on: there or gone, with this password, with the world behind it or not."""
+        """The home's network from now on: there or gone, its password, and whether the world is behind it."""
         self.network.change(up, ssid=ssid, password=password, internet=internet, rssi=rssi)
 
     def cut_power(self, *, at: str = "any", after: int = 1, done_bytes: int = 0) -> None:
@@ -172,7 +175,7 @@ class Board:
         self._set("cut_at", after)
 
     def cut_power_at_event(self, kind: int, *, where: str = "before") -> None:
-        """Pull the plug when the next event of this _IRQ_ number is delivered: "before" or "after" its handler."""
+        """Pull the plug at the next event of this _IRQ_ number: "before" or "after" its handler."""
         self._wires[wiring.CUT_WHERE] = wiring.BEFORE if where == "before" else wiring.AFTER
         self._wires[wiring.CUT_EVENT] = kind
 
@@ -250,11 +253,12 @@ class Board:
 
     async def _live(self, ready: "asyncio.Future[None]") -> None:
         cause = POWER_ON
-        while cause:
+        while cause and self._plugged:
             self.cause = cause
             self.boots += 1
             code = await self._run(cause, ready)
-            cause = {wiring.RESET: SOFT, wiring.SOFT_RESET: self.cause, -signal.SIGALRM: WATCHDOG}.get(code, 0)
+            next_causes = {wiring.RESET: SOFT, wiring.SOFT_RESET: cause, -signal.SIGALRM: WATCHDOG}
+            cause = next_causes.get(code, 0)
 
     async def _run(self, cause: int, ready: "asyncio.Future[None]") -> int:
         """One boot. Its exit code."""
@@ -274,6 +278,8 @@ class Board:
             env=os.environ | {"MICROPYPATH": ""},
         )
         boot.close_theirs()
+        if not self._plugged:
+            process.kill()
         self._boot = boot
         try:
             async with asyncio.TaskGroup() as tasks:

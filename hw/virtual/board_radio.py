@@ -2,8 +2,8 @@
 The radio of a Board: the central's half of NimBLE over bumble, as MicroPython's `bluetooth` shows it.
 
 Every event is queued to the board in the order in which it happens, and the board handles one at a time. The
-rule kept here (P1 rests on it): the confirmation of an indication is sent when the board says that its handler
-has returned, whatever it returned; a board that dies before that has confirmed nothing.
+rule kept here (P1 rests on it): the confirmation of an indication is sent when the board says that its
+handler has returned, whatever it returned; a board that dies before that has confirmed nothing.
 
 Bonds are kept by the board alone: NimBLE asks for keys and hands them over by the events GET_SECRET and
 SET_SECRET, and nothing is remembered here.
@@ -13,6 +13,7 @@ import asyncio
 import os
 import struct
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 from bumble import att, core, hci
@@ -42,7 +43,7 @@ _NOBODY = 0xFFFF
 _MAX_WAITING_ADVERTS = 8
 
 _SECRET = struct.Struct("<7sBBH8s16s45x")
-"""Address, key size, flags (1 authenticated, 2 LE Secure), EDIV, RAND, LTK: 80 bytes, as in NimBLE's store."""
+"""Address, key size, flags (1 authenticated, 2 LE Secure), EDIV, RAND, LTK: 80 bytes, as NimBLE's are."""
 
 Post = Callable[..., "asyncio.Future[Any]"]
 
@@ -216,8 +217,10 @@ class Central:
         link = self._links[connection.handle] = _Link(connection)
         client = connection.gatt_client
         # Bumble finds these by name; its own would confirm at once.
-        client.on_att_handle_value_notification = lambda pdu: self._on_notification(link, pdu)  # type: ignore[method-assign]
-        client.on_att_handle_value_indication = lambda pdu: self._on_indication(link, pdu)  # type: ignore[method-assign]
+        vars(client).update(
+            on_att_handle_value_notification=lambda pdu: self._on_notification(link, pdu),
+            on_att_handle_value_indication=lambda pdu: self._on_indication(link, pdu),
+        )
         on = connection.on
         on(connection.EVENT_DISCONNECTION, lambda _reason: self._on_disconnection(link))
         on(connection.EVENT_CONNECTION_ENCRYPTION_CHANGE, lambda: self._on_encryption(link))
@@ -312,7 +315,7 @@ class Central:
 
         async def discover() -> None:
             try:
-                range_ = ServiceProxy(link.client, start, end, UUID.from_16_bits(0))
+                range_ = ServiceProxy(link.client, start, end, UUID.from_16_bits(0))  # type: ignore[no-untyped-call]
                 found = await link.client.discover_characteristics([_uuid(uuid)] if uuid else [], range_)
             finally:
                 link.discovering = False
@@ -462,10 +465,9 @@ class _Secrets(KeyStore):
 
 
 async def _quietly(work: Coroutine[Any, Any, Any]) -> None:
-    try:
+    """The link may go first, and that has an event of its own."""
+    with suppress(core.BaseBumbleError, hci.HCI_Error, att.ATT_Error):
         await work
-    except (core.BaseBumbleError, hci.HCI_Error, att.ATT_Error):
-        pass  # the link went first, and that has an event of its own
 
 
 def _cancelled_is_fine(task: "asyncio.Task[None]") -> None:

@@ -174,10 +174,14 @@ async def test_cuff_delivers_every_reading_once_to_either_word_size(
     assert board.radio.confirmed == 20
 
 
-async def all_confirmed(cuff: Cuff) -> None:
+async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while cuff.stored:
+        while not holds():  # noqa: ASYNC110  (a wire has no event)
             await asyncio.sleep(0.005)
+
+
+async def all_confirmed(cuff: Cuff) -> None:
+    await until(lambda: not cuff.stored)
 
 
 async def test_indication_is_confirmed_only_after_the_handler_has_returned(
@@ -313,12 +317,9 @@ print("values", before, len(values))
     cuff = a_cuff(room)
     async with running(made(program), cuff) as board:
         cuff.wake()
-        async with asyncio.timeout(10):
-            while not board.pin(1):
-                await asyncio.sleep(0.01)
+        await until(lambda: board.pin(1))
         [reading] = measured(cuff)
-        while reading.state != SENT:
-            await asyncio.sleep(0.01)
+        await until(lambda: reading.state == SENT)
         await asyncio.sleep(0.1)
         assert board.radio.confirmed == 0
         board._wires[64] = 1  # without an event: a level alone
@@ -399,7 +400,9 @@ except OSError as error:
         assert await board.says("errno") == "errno 114"
 
 
-async def test_discovery_and_errors_of_gatt_are_told_as_nimble_tells_them(room: Room, made: MakeBoard) -> None:
+async def test_discovery_and_errors_of_gatt_are_told_as_nimble_tells_them(
+    room: Room, made: MakeBoard
+) -> None:
     program = """
 on()
 conn = connect(bytes.fromhex("c00000000001"))
@@ -455,7 +458,8 @@ ble.irq(spy)
 conn = connect(bytes.fromhex("c00000000001"))
 print("boot", machine.reset_cause(), "encrypted", pair(conn)[1:])
 time.sleep_ms(100)
-print("boot", machine.reset_cause(), "asked", asked, sorted([(kind, len(key)) for kind, key in secrets if kind != 10]))
+kept = sorted([(kind, len(key)) for kind, key in secrets if kind != 10])
+print("boot", machine.reset_cause(), "asked", asked, kept)
 if machine.reset_cause() == 1:
     machine.reset()
 ble.gap_disconnect(conn)

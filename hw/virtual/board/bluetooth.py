@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """
 Module bluetooth: the central's half of BLE, with the semantics of NimBLE on the ESP32.
 

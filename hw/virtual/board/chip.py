@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """
 The chip below the modules: the wires to the host, its answers, its events, and the plug.
 
@@ -74,9 +75,10 @@ def power_on(folder: str) -> None:
     address = map_file(folder + "/wires", WIRES_BYTES)
     wires = uctypes.bytearray_at(address, WIRES_BYTES)
     _memory = memoryview(wires)
-    counters = uctypes.struct(address, {name: uctypes.UINT32 | (COUNTERS + 4 * i) for i, name in enumerate(COUNTER_NAMES)})
-    _answers = open(boot["answers"], "r+b")
-    _done = open(boot["done"], "wb")
+    places = {name: uctypes.UINT32 | (COUNTERS + 4 * i) for i, name in enumerate(COUNTER_NAMES)}
+    counters = uctypes.struct(address, places)
+    _answers = open(boot["answers"], "r+b")  # noqa: SIM115
+    _done = open(boot["done"], "wb")  # noqa: SIM115
     sys.modules["_thread"] = _Threads()
     # A handler in C that does nothing: the signal only has to end a sleeping system call.
     _libc.func("P", "signal", "iP")(_SIGUSR1, _libc.addr("abs"))
@@ -87,7 +89,7 @@ def power_on(folder: str) -> None:
 
 def map_file(path: str, size: int) -> int:
     """Address of a file's bytes. What is written there survives this process."""
-    file = open(path, "r+b")
+    file = open(path, "r+b")  # noqa: SIM115
     return _mmap(None, size, _PROT_READ_WRITE, _MAP_SHARED, file.fileno(), 0)
 
 

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Module esp32: flash partitions, NVS and heap information. NOR flash: programming only clears bits."""
 
 import json
@@ -19,7 +20,7 @@ _NVS_KEY_MAX = const(15)
 _ENOENT = const(2)
 
 _path = chip.boot["folder"] + "/flash"
-_file = open(_path, "r+b")
+_file = open(_path, "r+b")  # noqa: SIM115
 _flash = uctypes.bytearray_at(chip.map_file(_path, chip.boot["flash_bytes"]), chip.boot["flash_bytes"])
 _erased = b"\xff" * _BLOCK_BYTES
 

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Module machine: resets, the watchdog, pins and the clock of the chip."""
 
 import sys
@@ -54,7 +55,7 @@ def enable_irq(state: bool) -> None:
 
 
 class WDT:
-    """Starved, it ends the board at once, whatever the interpreter is doing: an alarm of the host's kernel."""
+    """Starved, it ends the board at once, whatever the interpreter does: an alarm of the host's kernel."""
 
     def __init__(self, id: int = 0, timeout: int = 5000) -> None:
         import array

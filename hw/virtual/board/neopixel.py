@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Module neopixel: a strip of lamps; the host sees what was written."""
 
 import chip

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Module network: WLAN as a station. Status numbers are those of the ESP32."""
 
 import chip

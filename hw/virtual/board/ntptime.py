@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Module ntptime: the world's time if the router lets it through. Seconds since 2000."""
 
 import chip

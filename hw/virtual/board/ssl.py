@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """
 Module ssl, which the ESP32 has and the unix port lacks: contexts over the port's `tls`.
 
@@ -94,7 +95,7 @@ def _check_dates(certificate: bytes, _depth: int) -> int:
 
 
 def _validity(certificate: bytes) -> list:
-    """[not before, not after] in seconds since 2000: fourth SEQUENCE-level field of TBSCertificate (X.509)."""
+    """[not before, not after] in seconds since 2000: the field after the issuer (RFC 5280 section 4.1)."""
     start, _ = _inside(certificate, 0)
     at, _ = _inside(certificate, start)
     if certificate[at] == 0xA0:  # version

@@ -1,5 +1,6 @@
+# mypy: ignore-errors
 """
-The boot: `micropython start.py FOLDER`. Power, the littlefs of partition `vfs` at /, then boot.py and main.py.
+The boot: `micropython start.py FOLDER`. Power, the file system of partition `vfs`, then boot.py and main.py.
 
 The machine's own files stand below /host, so that nothing of the firmware sees them by accident.
 """

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """Module time with the chip's epoch of 2000, whole seconds, and ticks that wrap after 2^30 ms."""
 
 import sys
@@ -10,8 +11,8 @@ sys.path.clear()
 try:
     from time import *  # noqa: F403
     from time import gmtime as _gmtime
-    from time import ticks_diff as _ticks_diff
     from time import ticks_add as _ticks_add
+    from time import ticks_diff as _ticks_diff
     from time import ticks_ms as _ticks_ms
     from time import ticks_us as _ticks_us
     from time import time_ns as _time_ns
@@ -24,7 +25,9 @@ _HALF = const(0x20000000)
 _WRAPS = sys.maxsize < 1 << 32  # this port's own ticks wrap where the chip's do
 
 _offset_ns = chip.boot["clock_offset_ns"]  # from the host's clock (1970) to the chip's (2000)
-_ticks_offset = chip.boot["ticks_offset_ms"]
+# Added in two parts: more than half a lap at once overflows.
+_half_offset = (chip.boot["ticks_offset_ms"] & _TICKS_MASK) >> 1
+_odd = chip.boot["ticks_offset_ms"] & 1
 
 
 def time_ns() -> int:
@@ -53,7 +56,7 @@ def mktime(date: tuple) -> int:
 
 
 def ticks_ms() -> int:
-    ticks = _ticks_add(_ticks_ms(), _ticks_offset)
+    ticks = _ticks_add(_ticks_add(_ticks_ms(), _half_offset), _half_offset + _odd)
     return ticks if _WRAPS else ticks & _TICKS_MASK
 
 
