@@ -30,8 +30,8 @@ _MAGIC = b"HB"
 _VERSION = const(1)
 _HEADER = "<2sHIII"
 _HEADER_BYTES = const(16)
-_PEER_KEY = const(2)
-"""NimBLE's type of the key by which the peer is known again; 1 is our own."""
+PEER_KEY = const(2)
+"""NimBLE's type of the key by which the peer is known again; 1 is our own, and is handed over before it."""
 
 
 class Bonds:
@@ -91,7 +91,7 @@ class Bonds:
     def is_bonded(self, address: bytes) -> bool:
         """Whether there is a key of the peer with this address (6 bytes, as people write it)."""
         wanted = reverse(address)
-        return any(each[0] == _PEER_KEY and wanted in each[1] for each in self._secrets)
+        return any(each[0] == PEER_KEY and wanted in each[1] for each in self._secrets)
 
     def forget(self, address: bytes) -> None:
         """Forget the keys of a peer: it has forgotten ours."""

@@ -136,5 +136,4 @@ async def run() -> None:
     await kit.run()
 
 
-if __name__ == "__main__":
-    asyncio.run(run())
+asyncio.run(run())

@@ -47,7 +47,7 @@ _SUBACK = const(0x90)
 _REFUSED = const(0x80)
 
 COUNTERS = ("connections", "lost_links")
-"""Connections that the broker has accepted; tries and connections that ended with an error."""
+"""Connections that the broker has accepted; tries and connections that ended. They go into the status."""
 
 
 class Link:
@@ -64,7 +64,8 @@ class Link:
         online: "Callable[[], bool]",
         alive: "Callable[[], None]",
     ) -> None:
-        self.counters = dict.fromkeys(COUNTERS, 0)
+        self.counters = gateway.counters
+        self.counters.update(dict.fromkeys(COUNTERS, 0))
         self.is_connected = False
         self._gateway = gateway
         self._clock = clock

@@ -34,7 +34,8 @@ sys.modules["machine"] = Names(RTC=Nothing)
 from nor import Lock, NorFlash, records_after  # noqa: E402
 
 from firmware.clock import Clock  # noqa: E402
-from firmware.radio import Radio, _Link  # noqa: E402
+from firmware.radio import Radio  # noqa: E402
+from firmware.visit import Link  # noqa: E402
 from gateway.gateway import Gateway  # noqa: E402
 from gateway.journal import Journal  # noqa: E402
 from gateway.limits import MAX_BODY_BYTES  # noqa: E402
@@ -68,7 +69,7 @@ class Kit:
             bonds=Kept(),
         )
         self.radio = Radio(self.gateway, self.clock, None, wake=None, alive=None)
-        link = _Link(ADDRESS, SENSOR, {HANDLE: CHARACTERISTIC}, self.clock)
+        link = Link(ADDRESS, SENSOR, {HANDLE: CHARACTERISTIC}, self.clock)
         self.radio._links[CONNECTION] = link
 
     def at(self, hi, lo):

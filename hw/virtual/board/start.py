@@ -8,6 +8,7 @@ The machine's own files stand below /host, so that nothing of the firmware sees 
 import os
 import sys
 
+import uctypes
 import vfs
 
 modules = sys.path[0]
@@ -17,7 +18,19 @@ from wiring import SOFT_RESET  # noqa: E402
 chip.power_on(sys.argv[1])
 vfs.umount("/")
 vfs.mount(vfs.VfsPosix("/"), "/host")
-sys.path[:] = ["/host" + modules] + ["/host" + path for path in chip.boot["program"]] + [".frozen", "/lib"]
+
+
+def place(path: str) -> str:
+    """Where a part of the program is found. Code in a ROMFS image is executed in place, as frozen code is."""
+    if not path.endswith(".rom"):
+        return "/host" + path
+    size = os.stat("/host" + path)[6]
+    image = uctypes.bytearray_at(chip.map_file("/host" + path, size), size)
+    vfs.mount(vfs.VfsRom(image), "/rom")
+    return "/rom"
+
+
+sys.path[:] = ["/host" + modules] + [place(path) for path in chip.boot["program"]] + [".frozen", "/lib"]
 sys.argv[:] = []
 chip.boot["folder"] = "/host" + chip.boot["folder"]
 
