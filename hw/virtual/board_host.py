@@ -2,7 +2,7 @@
 A virtual ESP32 in a Room: real MicroPython running the firmware, and this process as the world around it.
 
 `Board` starts the unix MicroPython on the modules of `hw/virtual/board/`, answers what they ask, and carries
-the radio's events to them. Its folder is what survives: `flash` (the whole chip, NOR), `nvs.json`. Everything
+the radio's events to them. Its folder is what survives: `flash` (the whole chip, NOR) and `nvs`. Everything
 else is forgotten when the power goes. The rule kept here: an event is over only when the interpreter says so;
 one that it did not finish before its death has not happened, so its indication is never confirmed.
 
@@ -40,9 +40,10 @@ MODULES = Path(__file__).parent / "board"
 # machine.reset_cause() of an ESP32; esp_restart() is a soft reset there.
 POWER_ON, WATCHDOG, SOFT = 1, 3, 5
 
-OWN_HEAP = {64: 24, 32: 19}
+OWN_HEAP = {64: 52, 32: 38}
 """KiB that the board's own modules take, by bits. Given on top: the firmware has what it was promised."""
 
+_I32 = struct.Struct("<i")
 _NAGGING_S = 0.01
 _STARTING_S = 20.0
 _PIXEL_LOG = 200
@@ -108,7 +109,7 @@ class Board:
         self._life: asyncio.Task[None] | None = None
         self._boot: _Boot | None = None
         self._memory = b""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "nvs").mkdir(parents=True, exist_ok=True)
         self._wires = self._new_wires()
         self.radio = Central(room, self.address, self.post, self._handler_is_set)
 
@@ -195,20 +196,24 @@ class Board:
             file.seek(row.address)
             return file.read(row.size)
 
-    def nvs(self) -> dict[str, dict[str, Any]]:
-        """Namespaces as committed; blobs as hex."""
-        path = self.folder / "nvs.json"
-        values: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
-        return values
+    def nvs(self, namespace: str) -> dict[str, int | bytes]:
+        """A namespace as it was committed."""
+        return {
+            path.stem: _I32.unpack(path.read_bytes())[0] if path.suffix == ".i32" else path.read_bytes()
+            for path in (self.folder / "nvs" / namespace).glob("*")
+            if path.suffix in (".i32", ".blob")
+        }
 
     def provision(self, namespace: str, values: dict[str, int | bytes]) -> None:
         """Write NVS from outside, as the Station's image does. The board is off."""
         assert not self.is_on
-        whole = self.nvs()
-        whole.setdefault(namespace, {}).update(
-            {key: value.hex() if isinstance(value, bytes) else value for key, value in values.items()}
-        )
-        (self.folder / "nvs.json").write_text(json.dumps(whole))
+        folder = self.folder / "nvs" / namespace
+        folder.mkdir(parents=True, exist_ok=True)
+        for key, value in values.items():
+            if isinstance(value, int):
+                (folder / f"{key}.i32").write_bytes(_I32.pack(value))
+            else:
+                (folder / f"{key}.blob").write_bytes(value)
 
     def counter(self, name: str) -> int:
         """One of wiring.COUNTER_NAMES, for this power-on."""

@@ -315,7 +315,7 @@ print("set")
             "-4364",
             "-4361",
         ]
-        assert board.nvs() == {"homeward": {"kit": b"HW-0001".hex(), "n": -5}}
+        assert board.nvs("homeward") == {"kit": b"HW-0001", "n": -5}
 
 
 # Pins and lamps.

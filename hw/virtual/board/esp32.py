@@ -1,7 +1,8 @@
 # mypy: ignore-errors
 """Module esp32: flash partitions, NVS and heap information. NOR flash: programming only clears bits."""
 
-import json
+import os
+import struct
 
 import chip
 import uctypes
@@ -17,6 +18,8 @@ _NVS_NOT_FOUND = const(-4354)
 _NVS_KEY_TOO_LONG = const(-4361)
 _NVS_INVALID_LENGTH = const(-4364)
 _NVS_KEY_MAX = const(15)
+_I32 = ".i32"
+_BLOB = ".blob"
 _ENOENT = const(2)
 
 _path = chip.boot["folder"] + "/flash"
@@ -128,65 +131,100 @@ def _erase(at: int) -> None:
 
 
 class NVS:
-    """esp32.NVS: what was committed survives; what was only set does not."""
+    """
+    esp32.NVS: what was committed survives, what was only set does not.
 
-    _all = None
+    A file for each value, `<namespace>/<key>.i32` or `.blob`, replaced at once; no heap is held for them.
+    """
+
+    _pending: dict = {}  # path: the bytes, or None when erased
 
     def __init__(self, namespace: str) -> None:
-        if NVS._all is None:
-            NVS._all = _load_nvs()
-        self._values = NVS._all.setdefault(namespace, {})
+        self._folder = chip.boot["folder"] + "/nvs/" + _checked(namespace)
+        _make_folder(self._folder)
 
     def set_i32(self, key: str, value: int) -> None:
-        self._values[_key(key)] = value
+        self._set(key, _I32, struct.pack("<i", value))
 
     def get_i32(self, key: str) -> int:
-        value = self._values.get(key)
-        if not isinstance(value, int):
-            raise OSError(_NVS_NOT_FOUND, "ESP_ERR_NVS_NOT_FOUND")
-        return value
+        return struct.unpack("<i", self._get(key, _I32))[0]
 
     def set_blob(self, key: str, value: object) -> None:
-        self._values[_key(key)] = bytes(value).hex()
+        self._set(key, _BLOB, bytes(value))
 
     def get_blob(self, key: str, buffer: object) -> int:
-        value = self._values.get(key)
-        if not isinstance(value, str):
-            raise OSError(_NVS_NOT_FOUND, "ESP_ERR_NVS_NOT_FOUND")
-        whole = bytes.fromhex(value)
-        if len(whole) > len(buffer):
+        value = self._get(key, _BLOB)
+        if len(value) > len(buffer):
             raise OSError(_NVS_INVALID_LENGTH, "ESP_ERR_NVS_INVALID_LENGTH")
-        memoryview(buffer)[: len(whole)] = whole
-        return len(whole)
+        memoryview(buffer)[: len(value)] = value
+        return len(value)
 
     def erase_key(self, key: str) -> None:
-        if key not in self._values:
-            raise OSError(_NVS_NOT_FOUND, "ESP_ERR_NVS_NOT_FOUND")
-        del self._values[key]
+        for kind in (_I32, _BLOB):
+            try:
+                self._get(key, kind)
+            except OSError:
+                continue
+            self._set(key, kind, None)
+            return
+        raise OSError(_NVS_NOT_FOUND, "ESP_ERR_NVS_NOT_FOUND")
 
     def commit(self) -> None:
-        path = chip.boot["folder"] + "/nvs.json"
         chip.hold()
         try:
-            with open(path + ".new", "w") as file:
-                json.dump(NVS._all, file)
-            chip.replace(path + ".new", path)
+            while NVS._pending:
+                path, value = NVS._pending.popitem()
+                if value is None:
+                    _remove(path)
+                else:
+                    with open(path + ".new", "wb") as file:
+                        file.write(value)
+                    chip.replace(path + ".new", path)
         finally:
             chip.release()
 
+    def _set(self, key: str, kind: str, value: object) -> None:
+        path = self._folder + "/" + _checked(key)
+        NVS._pending[path + (_BLOB if kind == _I32 else _I32)] = None  # a key has one type
+        NVS._pending[path + kind] = value
 
-def _key(key: str) -> str:
+    def _get(self, key: str, kind: str) -> bytes:
+        path = self._folder + "/" + key + kind
+        try:
+            value = NVS._pending[path]
+        except KeyError:
+            value = _content(path)
+        if value is None:
+            raise OSError(_NVS_NOT_FOUND, "ESP_ERR_NVS_NOT_FOUND")
+        return value
+
+
+def _checked(key: str) -> str:
     if len(key) > _NVS_KEY_MAX:
         raise OSError(_NVS_KEY_TOO_LONG, "ESP_ERR_NVS_KEY_TOO_LONG")
     return key
 
 
-def _load_nvs() -> dict:
+def _content(path: str) -> object:
     try:
-        with open(chip.boot["folder"] + "/nvs.json") as file:
-            return json.load(file)
+        with open(path, "rb") as file:
+            return file.read()
     except OSError:
-        return {}
+        return None
+
+
+def _remove(path: str) -> None:
+    try:  # noqa: SIM105  (no contextlib here)
+        os.unlink(path)
+    except OSError:
+        pass  # it was never there
+
+
+def _make_folder(path: str) -> None:
+    try:  # noqa: SIM105
+        os.mkdir(path)
+    except OSError:
+        pass  # it is there
 
 
 def idf_heap_info(capabilities: int) -> list:

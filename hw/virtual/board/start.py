@@ -36,6 +36,10 @@ chip.boot["folder"] = "/host" + chip.boot["folder"]
 
 import esp32  # noqa: E402
 
+# All of them now, so that what they take is not taken from the firmware's heap later.
+for name in ("bluetooth", "machine", "neopixel", "network", "ntptime", "socket", "ssl", "time"):
+    __import__(name)
+
 
 def mounted() -> object:
     """The file system of partition `vfs`; a blank one is formatted, as the chip's first boot does."""
