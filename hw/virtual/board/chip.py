@@ -7,7 +7,7 @@ Theory of operation. The host process holds the world (radio, Wi-Fi, buttons); t
 - `ask()`, a question in a line of JSON that waits for its answer;
 - events: the host writes one into `wires`, rings the bell, and sends SIGUSR1 so that sleep and poll return.
   `_look`, a scheduled callback that schedules itself again, sees the bell between any two bytecodes, as the
-  radio's task pre-empts the main one on the chip. One thread: the unix port has no GIL.
+  radio's task interrupts the main one on the chip. One thread: the unix port has no GIL.
 
 The rule kept here: an event is answered only after its handler has returned, and none is delivered while a
 lock of `_thread` is held, interrupts are off, or the chip is busy (a flash operation, an answer outstanding).
