@@ -25,7 +25,7 @@ def compiled(root: Path, into: Path, *, parts: Sequence[str] = PARTS, modules: S
 
 
 def size(folder: Path) -> int:
-    """Bytes of all compiled files in a folder: what a release that is frozen into the image keeps in flash."""
+    """Bytes of the compiled files in a folder: what a release frozen into the image keeps in flash."""
     return sum(path.stat().st_size for path in folder.rglob("*.mpy"))
 
 
