@@ -4,6 +4,7 @@ One GATT operation at a time. What the handler (radio.py) and the visit share is
 """
 
 import asyncio
+from collections import namedtuple
 
 from firmware.bonds import reverse
 from firmware.wait import for_event
@@ -57,6 +58,10 @@ _NOT_FOR_GOOD = (0x05, 0x08, 0x0E, 0x0F, 0x11)
 """The same, insufficient authorization or resources, and "unlikely": pairing or patience helps."""
 
 
+Place = namedtuple("Place", ("handle", "last", "properties"))
+"""A characteristic in a Sensor's table: value handle, last handle, properties."""
+
+
 class RadioError(Exception):
     """An operation was not done. `status`: what the Sensor answered, 0 when it did not."""
 
@@ -108,15 +113,6 @@ class Link:
         while not holds() and self._clock.now_ms() < end_ms:
             self.news.clear()
             await for_event(self.news, end_ms - self._clock.now_ms())
-
-
-class Place:
-    """A characteristic in a Sensor's table."""
-
-    def __init__(self, handle: int, last: int, properties: int) -> None:
-        self.handle = handle
-        self.last = last
-        self.properties = properties
 
 
 class Visit:
@@ -275,17 +271,17 @@ class Visit:
         link = self._link
         if not link.up:
             raise RadioError("the link was lost")
-        link.found = []
         link.status = None
         link.awaited = done
         begin(link.connection, *arguments)
         await link.until(lambda: link.status is not None or not link.up, STEP_WAIT_MS)
         link.awaited = 0
+        found, link.found = link.found, []
         if link.status is None:
             raise RadioError("no answer" if link.up else "the link was lost")
         if link.status:
             raise RadioError("refused with 0x%x" % link.status, link.status)
-        return link.found
+        return found
 
 
 def number(uuid: bytes) -> int:

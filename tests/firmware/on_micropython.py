@@ -19,6 +19,7 @@ def run(bits: int, module: str, folder: Path) -> dict[str, Any]:
     """The JSON of a script's last line. Skips where this machine runs no program of that word size."""
     if bits == 32 and platform.machine() != "x86_64":
         pytest.skip(f"MicroPython 32-bit needs an x86-64 machine; this one is {platform.machine()}")
+    folder.mkdir(exist_ok=True)
     rom = folder / "program.rom"
     rom.write_bytes(romfs.image(romfs.compiled(ROOT, _sources(module), folder / "program")))
     command = [*programs.micropython(bits), "-X", f"heapsize={HEAPS[bits]}", "tests/micropython/rom.py"]
@@ -33,4 +34,4 @@ def run(bits: int, module: str, folder: Path) -> dict[str, Any]:
 def _sources(module: str) -> list[str]:
     patterns = ("gateway/*.py", "gateway/sensors/*.py", "firmware/*.py", "tests/gateway/nor.py")
     found = [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)]
-    return [*sorted(found), f"tests/firmware/{module}.py"]
+    return [*sorted(found), "tests/firmware/rim_kit.py", f"tests/firmware/{module}.py"]

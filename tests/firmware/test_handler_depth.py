@@ -57,6 +57,11 @@ def test_the_count_sees_what_lies_deepest() -> None:
     assert len(_deepest("gateway/journal.py", "Journal", "append_frame")) == 4  # as its docstring promises
 
 
+def frames() -> int:
+    """How many frames deep the handler goes."""
+    return len(_deepest(*ENTRY))
+
+
 def _deepest(path: str, owner: str, name: str) -> list[str]:
     tree = Tree(path)
     function = tree.functions.get((owner, name))
