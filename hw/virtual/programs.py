@@ -405,7 +405,6 @@ def main(arguments: list[str]) -> int:
         "micropython": lambda: micropython(64),
         "micropython32": lambda: micropython(32),
         "chromium": chromium,
-=======
         "umqtt": lambda: [str(umqtt())],
     }
     if not arguments or not set(arguments) <= set(known):
