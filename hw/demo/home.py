@@ -1,7 +1,7 @@
 """
-One patient's home as a process: a room with virtual Sensors and the Linux Gateway of one Kit.
+One patient's home as a process: a room with virtual Sensors and the Gateway of one Kit.
 
-    python -m hw.demo.home --config KIT.toml --folder DIR
+    python -m hw.demo.home --config KIT.toml --folder DIR --gateway mpy64
 
 It answers each line of JSON on stdin with one on stdout, when it is done: {"id": I} or {"id": I, "why": W}.
 The Sensors' ledgers lie in DIR and are the truth that the demo's checker compares the Hub with.
@@ -9,13 +9,13 @@ The Sensors' ledgers lie in DIR and are the truth that the demo's checker compar
     {"id": I, "do": "begin", "episode": E}          the Sensors are bonded to the Kit for this Episode
     {"do": "measure", "action": A, "numbers": {}}   somebody measures; answers when it is taken
     {"do": "online", "on": false}                   the home's network goes and comes
-    {"do": "drain"}                                 waits until neither a Sensor nor the Kit holds anything
+    {"do": "drain"}                                 waits until no Sensor holds anything
     {"do": "wipe"}                                  the Kit is taken back and emptied, and forgets its bonds
+    {"do": "pull_plug"}, {"do": "plug_in"}          the Gateway loses its power, and has it again
 """
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import signal
@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.linux.config import Config, load
-from gateway.linux.run import LinuxGateway, wipe
-from hw.virtual.bleak_backend import BumbleAdapter
+from hw.demo import kit
 from hw.virtual.clock import SensorClock
 from hw.virtual.cuff import Cuff
 from hw.virtual.ledger import Ledger
@@ -41,8 +40,6 @@ PAIRING_S = 5.0
 """Somebody at the bench holds the button: long enough for a first session, which finds nothing to collect."""
 BETWEEN_S = 1.2
 """No Sensor measures twice within its clock's second: a real one takes 10 to 40 s for a measurement."""
-ACK_WAIT_MS = 2_000
-"""Shorter than in a real home, so that a killed broker is met by a resend within the minute of the demo."""
 PATIENCE_S = 120.0
 """Longer than anything that is asked of a home; then something is broken, and it is said."""
 POLL_S = 0.05
@@ -50,13 +47,12 @@ FACTORY_DATE = datetime(2010, 1, 1)
 
 
 class Home:
-    """The Sensors, and the Kit's Gateway between `start` and `stop`."""
+    """The Sensors, and the Kit's Gateway."""
 
-    def __init__(self, config: Config, folder: Path) -> None:
-        self._config = config
+    def __init__(self, config: Config, folder: Path, gateway: str) -> None:
         room = Room()
         end = config.kit[-2:]
-        self._adapter = BumbleAdapter(room, f"F0:00:00:00:00:{end}", bonds=folder / "bonds.json")
+        self._kit = kit.choose(gateway, config, room, folder, f"F0:00:00:00:00:{end}")
 
         def parts(number: int, name: str) -> dict[str, Any]:
             ledger = Ledger(folder / f"ledger-{name}.jsonl")
@@ -73,33 +69,25 @@ class Home:
         self._simple = Oximeter.simple(room, **parts(3, "clip"))
         self._sensors: tuple[Sensor, ...] = (self._oximeter, self._cuff, self._simple)
         self._last: dict[Sensor, float] = {}
-        self._gateway: LinuxGateway | None = None
-        self._running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Power everything on."""
         for sensor in self._sensors:
             await sensor.power_on()
-        await self._adapter.start()
-        self._power_gateway()
+        await self._kit.plug_in()
 
     async def stop(self) -> None:
         """Power everything off."""
-        await self._unplug_gateway()
-        await self._adapter.stop()
+        await self._kit.pull_plug()
         for sensor in self._sensors:
             await sensor.power_off()
 
     async def begin(self, episode: str) -> None:
         """The bench: every Sensor is bonded, and its first session sets its clock."""
-        gateway = self._plugged()
-        gateway.open_pairing(PATIENCE_S)
         for sensor in self._sensors:
             sensor.ledger.episode = episode
-            sensor.pairing_mode(PAIRING_S)
-        await _until(lambda: all(self._is_bonded(sensor) for sensor in self._sensors))
-        for sensor in self._sensors:
-            await asyncio.wait_for(sensor.dark(), PATIENCE_S)
+        async with asyncio.timeout(PATIENCE_S):
+            await asyncio.gather(*(_bond(sensor) for sensor in self._sensors))
 
     async def measure(self, action: str, numbers: dict[str, int]) -> None:
         """One thing that a patient does."""
@@ -127,50 +115,35 @@ class Home:
             self._cuff.measure(*(numbers[name] for name in ("systolic", "diastolic", "mean", "pulse")))
 
     async def drain(self) -> None:
-        """Wait until everything that was measured is stored by the service."""
+        """Wait until no Sensor holds anything."""
         await _until(lambda: not any(sensor.ledger.held for sensor in self._sensors))
         for sensor in self._sensors:
             await asyncio.wait_for(sensor.dark(), PATIENCE_S)
-        await _until(lambda: not self._plugged().pending)
 
     async def wipe(self) -> None:
-        """Take the Kit back. Refuses while Records wait."""
-        await self._unplug_gateway()
-        wipe(self._config)
-        self._adapter.bonds.forget()
+        """Take the Kit back."""
+        await self._kit.wipe()
         for sensor in self._sensors:
             sensor.forget_bonds()
-        self._power_gateway()
+
+    async def pull_plug(self) -> None:
+        """Power off, in the middle of whatever the Gateway is doing."""
+        await self._kit.pull_plug()
+
+    async def plug_in(self) -> None:
+        """Power on again."""
+        await self._kit.plug_in()
 
     def online(self, on: bool) -> None:
         """The home's network."""
-        self._plugged().link.set_online(on)
+        self._kit.online(on)
 
-    def _is_bonded(self, sensor: Sensor) -> bool:
-        address = bytes.fromhex(sensor.address.replace(":", ""))
-        return bool(self._plugged().gateway.reference_of(address))
 
-    def _plugged(self) -> LinuxGateway:
-        assert self._gateway is not None and self._running is not None
-        if self._running.done():
-            self._running.result()
-        return self._gateway
-
-    def _power_gateway(self) -> None:
-        self._gateway = LinuxGateway(
-            self._config,
-            scanner_backend=self._adapter.scanner_backend,
-            client_backend=self._adapter.client_backend,
-            ack_wait_ms=ACK_WAIT_MS,
-        )
-        self._running = asyncio.create_task(self._gateway.run(), name="gateway")
-
-    async def _unplug_gateway(self) -> None:
-        assert self._gateway is not None and self._running is not None
-        self._running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._running
-        self._gateway.close()
+async def _bond(sensor: Sensor) -> None:
+    """Hold the button, until the Kit has come."""
+    while not sensor.bonds.peers:
+        sensor.pairing_mode(PAIRING_S)
+        await sensor.dark()
 
 
 async def _until(true: Callable[[], bool]) -> None:
@@ -192,13 +165,13 @@ async def _answer(home: Home, line: bytes) -> None:
     print(json.dumps(answer), flush=True)
 
 
-async def _serve(config: Config, folder: Path) -> None:
+async def _serve(config: Config, folder: Path, gateway: str) -> None:
     """Answer until stdin ends or SIGTERM comes. A network can go while another request waits."""
     loop = asyncio.get_running_loop()
     asked = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(asked), sys.stdin)
     loop.add_signal_handler(signal.SIGTERM, asked.feed_eof)
-    home = Home(config, folder)
+    home = Home(config, folder, gateway)
     await home.start()
     print(json.dumps({"id": 0}), flush=True)
     async with asyncio.TaskGroup() as answers:
@@ -217,12 +190,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One patient's home, for homeward-demo.")
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--gateway", choices=kit.GATEWAYS, required=True)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     logging.getLogger("bumble").setLevel(
         logging.ERROR
     )  # it warns of every dropped link, and those are on purpose
-    asyncio.run(_serve(load(options.config), options.folder))
+    asyncio.run(_serve(load(options.config), options.folder, options.gateway))
 
 
 if __name__ == "__main__":

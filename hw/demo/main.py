@@ -8,9 +8,7 @@ compares the Sensors' ledgers with the Hub, table.py draws.
 import argparse
 import asyncio
 import contextlib
-import importlib.metadata
 import json
-import platform
 import random
 import secrets
 import signal
@@ -23,6 +21,7 @@ from typing import Any
 import aiohttp
 
 from hw.demo.checker import Verdict
+from hw.demo.kit import GATEWAYS, describe
 from hw.demo.part import PartFailed
 from hw.demo.scenario import LEAST_STEPS, Step, steps
 from hw.demo.table import Table
@@ -31,7 +30,7 @@ from hw.virtual.ledger import CONFIRMED
 from hw.virtual.programs import ProgramMissing
 
 KITS = ["HW-0001", "HW-0002"]
-PARTS = ("broker", "service", "hub")
+PARTS = ("gateway", "broker", "service", "hub")
 CHECK_EVERY_S = 0.5
 ARRIVE_S = 90.0
 """After the last measurement and the last fault everything must be at the Hub within this time: no resend or
@@ -57,6 +56,7 @@ class Run:
 
     options: argparse.Namespace
     world: World
+    gateway: str  # with its interpreter's version
     chance: random.Random
     faults: Faults = field(default_factory=Faults)
     verdict: Verdict = field(default_factory=Verdict)
@@ -77,6 +77,12 @@ class Run:
         """Compare ledgers and Hub anew; while the Hub is down the last verdict stands."""
         with contextlib.suppress(aiohttp.ClientError, TimeoutError):
             self.verdict = await self.world.check()
+
+    async def arrived(self, kit: str) -> None:
+        """Wait until everything that was measured with the Kit is at the Hub."""
+        measured = {(m.serial, m.number) for m in self.world.homes[kit].measurements()}
+        while measured - self.verdict.arrived:  # noqa: ASYNC110 - `look` changes it
+            await asyncio.sleep(CHECK_EVERY_S)
 
     async def reach(self, part_of_all: float) -> None:
         """Wait until this part of all measurements is taken."""
@@ -122,6 +128,8 @@ async def _live(run: Run, index: int) -> None:
     before, after = steps(run.options.seed, index, run.total // len(KITS) if run.options.until else None)
     for number, course in enumerate((before, after), start=1):
         if number > 1:
+            await home.ask("drain")
+            await run.arrived(kit)
             await run.world.hand_back(kit)
         episode = f"{kit}-{number}"
         await run.world.admit(kit, episode, 10 * index + number)
@@ -137,7 +145,7 @@ async def _measure(ask: Any, step: Step) -> None:
 
 async def _kill(run: Run, name: str) -> None:
     """kill -9 at a random moment, and a restart. In flight is what was measured and not yet at the Hub."""
-    part = run.world.parts[name]
+    part = run.world.part(name, run.chance)
     await run.reach(run.chance.uniform(0.2, 0.85))
     await asyncio.sleep(run.chance.uniform(0.0, 0.5))
     await run.look()
@@ -195,7 +203,7 @@ def closing_line(run: Run) -> dict[str, Any]:
         "offline_kept": len(run.faults.kept_offline & verdict.arrived),
         "kills": run.faults.kills,
         "seconds": round(time.monotonic() - run.started, 1),
-        "gateway": f"linux, CPython {platform.python_version()}, bleak {importlib.metadata.version('bleak')}",
+        "gateway": run.gateway,
     }
 
 
@@ -213,7 +221,17 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="the same seed, the same patients and faults")
     parser.add_argument("--json", action="store_true", help="close with one line of JSON on stdout")
     parser.add_argument("--folder", type=Path, help="keep the files of the run here (must not exist)")
+    parser.add_argument(
+        "--gateway",
+        choices=GATEWAYS,
+        default=GATEWAYS[0],
+        help="firmware on a virtual ESP32, or the Linux one",
+    )
     options = parser.parse_args(arguments)
+    if "gateway" in options.kill and options.gateway == "linux":
+        parser.error(
+            "--kill gateway: the Linux Gateway can't keep promise P1 (its system confirms by itself)"
+        )
     if options.seed is None:
         options.seed = secrets.randbelow(1_000_000)
     return options
@@ -239,10 +257,23 @@ def _first(group: BaseException | None) -> BaseException | None:
     return group
 
 
+def _gateway(options: argparse.Namespace) -> str:
+    """Describe the Gateway; take the Linux one where no MicroPython can be had."""
+    try:
+        return describe(options.gateway)
+    except ProgramMissing as missing:
+        if "gateway" in options.kill:
+            raise
+        print(f"homeward-demo: {missing} Taking the Linux Gateway instead.", file=sys.stderr)
+        options.gateway = "linux"
+        return describe(options.gateway)
+
+
 async def _main(options: argparse.Namespace) -> Run:
+    gateway = _gateway(options)
     with world_folder(options.folder) as folder:
-        async with World(folder, KITS) as world:
-            run = Run(options, world, random.Random(f"faults/{options.seed}"))
+        async with World(folder, KITS, options.gateway) as world:
+            run = Run(options, world, gateway, random.Random(f"faults/{options.seed}"))
             with Table(world.console_url, seed=options.seed) as table:
                 await play(run, table)
         return run

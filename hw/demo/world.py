@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import random
 import shutil
 import sys
 import tempfile
@@ -29,7 +30,7 @@ SETTLE_S = 1.5
 class World:
     """One run. `folder` holds every file of it; `async with` starts and stops all parts."""
 
-    def __init__(self, folder: Path, kits: list[str]) -> None:
+    def __init__(self, folder: Path, kits: list[str], gateway: str) -> None:
         self.folder = folder
         self.kits = kits
         self.patients: dict[str, str] = {}  # Episode -> "Patient/<id>" at the Hub
@@ -56,13 +57,19 @@ class World:
             log=folder / "service.log",
             ready=lambda: listening(console_port),
         )
-        self.homes = {kit: Home(kit, folder / kit, self._sync / "kits" / kit, broker_port) for kit in kits}
+        self.homes = {
+            kit: Home(kit, folder / kit, self._sync / "kits" / kit, broker_port, gateway) for kit in kits
+        }
         self._http: aiohttp.ClientSession
 
     @property
     def parts(self) -> dict[str, Part]:
-        """What --kill can name."""
+        """The processes of the service's side."""
         return {"broker": self.broker, "service": self.service, "hub": self.hub}
+
+    def part(self, name: str, chance: random.Random) -> "Part | Plug":
+        """What --kill names; "gateway" is that of one of the homes."""
+        return self.parts[name] if name in self.parts else Plug(self.homes[chance.choice(self.kits)])
 
     async def __aenter__(self) -> Self:
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20))
@@ -132,8 +139,7 @@ class World:
                 await asyncio.sleep(0.2)
 
     async def hand_back(self, kit: str) -> None:
-        """The Kit is drained, its Assignment ended, and it is wiped for the next patient."""
-        await self.homes[kit].ask("drain")
+        """The Kit's Assignment is ended, and it is wiped for the next patient."""
         await asyncio.sleep(SETTLE_S)
         await self.sync("return", kit)
         await self.homes[kit].ask("wipe")
@@ -151,7 +157,7 @@ class World:
 class Home:
     """A home's process, and questions to it."""
 
-    def __init__(self, kit: str, folder: Path, identity: Path, broker_port: int) -> None:
+    def __init__(self, kit: str, folder: Path, identity: Path, broker_port: int, gateway: str) -> None:
         self.kit = kit
         self._folder = folder
         folder.mkdir(parents=True)
@@ -164,7 +170,7 @@ class Home:
         )
         self._part = Part(
             f"home of {kit}",
-            python("hw.demo.home", "--config", str(config), "--folder", str(folder)),
+            python("hw.demo.home", "--config", str(config), "--folder", str(folder), "--gateway", gateway),
             log=folder / "home.log",
             ready=self._up,
             talks=True,
@@ -211,6 +217,23 @@ class Home:
         for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_result("its process has ended")
+
+
+class Plug:
+    """The plug of a home's Gateway, to be pulled like any other part."""
+
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self.kills = 0
+
+    async def kill(self) -> None:
+        """SIGKILL to the interpreter: whatever it was doing is cut off."""
+        await self._home.ask("pull_plug")
+        self.kills += 1
+
+    async def start(self) -> None:
+        """Power on again."""
+        await self._home.ask("plug_in")
 
 
 @contextlib.contextmanager

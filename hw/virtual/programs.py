@@ -8,6 +8,8 @@ cache removes all. apt checks every file against the distribution's signatures; 
 """
 
 import fcntl
+import hashlib
+import io
 import itertools
 import json
 import os
@@ -17,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +28,9 @@ from typing import NamedTuple
 
 MICROPYTHON_OLDEST = (1, 25)  # the oldest release that the Gateway is written for
 MOSQUITTO_OLDEST = (2, 0)  # 1.x listens to the world by default and reads ACL patterns differently
+UMQTT_PINNED = "1.3.4"  # the newest on PyPI
+_UMQTT_FILE = "umqtt/simple.py"
+_UMQTT_SHA256 = {UMQTT_PINNED: "b6a2520239e3992c63a7de9370ee9b3d9d27819a90359c521f1c0f7ccab8d12f"}
 _PROBE_TIMEOUT_S = 20
 _APT_TIMEOUT_S = 300
 # Suites whose packages are new enough, the preferred one first; the next one stands in while a mirror is
@@ -94,6 +100,50 @@ def chromium() -> list[str]:
             own_libc=False,
         )
     )
+
+
+def umqtt(version: str = UMQTT_PINNED) -> Path:
+    """
+    Folder that holds umqtt/simple.py, as PyPI has it; raises ProgramMissing. $UMQTT names another one.
+
+    Its source distribution has no setup.py, so it is fetched as a file and never built.
+    """
+    chosen = os.environ.get("UMQTT")
+    if chosen:
+        if not Path(chosen, _UMQTT_FILE).is_file():
+            raise ProgramMissing(f"$UMQTT is {chosen!r}, which does not hold {_UMQTT_FILE}.")
+        return Path(chosen)
+    place = _cache() / f"umqtt_{version}"
+    if not (place / _UMQTT_FILE).is_file():
+        with _locked(_cache()), tempfile.TemporaryDirectory(dir=_cache()) as work:
+            try:
+                _keep_umqtt(_fetch_umqtt(version, Path(work)), Path(work), place)
+            except _Refused as problem:
+                raise ProgramMissing(
+                    f"umqtt.simple {version} could not be brought ({problem}). "
+                    f"Set $UMQTT to a folder that holds {_UMQTT_FILE}."
+                ) from None
+    return place
+
+
+def _fetch_umqtt(version: str, work: Path) -> bytes:
+    requirement = f"micropython-umqtt.simple=={version}"
+    _run([sys.executable, "-m", "unearth", "--no-binary", requirement, "-d", str(work)])
+    archive = next(work.glob("*.tar.gz")).read_bytes()
+    if hashlib.sha256(archive).hexdigest() != _UMQTT_SHA256.get(version):
+        raise _Refused("its checksum is not the one that is known")
+    return archive
+
+
+def _keep_umqtt(archive: bytes, work: Path, place: Path) -> None:
+    with tarfile.open(fileobj=io.BytesIO(archive)) as sources:
+        name = next(name for name in sources.getnames() if name.endswith(_UMQTT_FILE))
+        file = sources.extractfile(name)
+        assert file is not None
+        (work / "tree/umqtt").mkdir(parents=True)
+        (work / "tree" / _UMQTT_FILE).write_bytes(file.read())
+    shutil.rmtree(place, ignore_errors=True)
+    os.rename(work / "tree", place)
 
 
 def _locate(program: _Program) -> list[str]:
@@ -355,6 +405,7 @@ def main(arguments: list[str]) -> int:
         "micropython": lambda: micropython(64),
         "micropython32": lambda: micropython(32),
         "chromium": chromium,
+        "umqtt": lambda: [str(umqtt())],
     }
     if not arguments or not set(arguments) <= set(known):
         print(f"usage: python -m hw.virtual.programs {'|'.join(known)} ...", file=sys.stderr)

@@ -1,0 +1,139 @@
+"""The Gateway on an ESP32. All is made here, in order, and runs until power fails or the watchdog bites.
+
+The brain is gateway/; every file of firmware/ is one peripheral of it and decides nothing.
+"""
+
+import _thread
+import asyncio
+import os
+
+from firmware import board, clock, release
+from firmware.bonds import Bonds
+from firmware.clock import Clock
+from firmware.flash import PartitionFlash
+from firmware.identity import Identity, IdentityError
+from firmware.indicator import Indicator
+from firmware.mqtt import Link, tls_context
+from firmware.radio import Radio
+from firmware.supervisor import RADIO_MS, STORAGE_MS, UPLINK_MS, Supervisor
+from firmware.wifi import Wifi
+from gateway.gateway import Gateway
+from gateway.journal import Journal
+from gateway.message import JOURNAL_ID_BYTES, NONCE_BYTES
+from gateway.port import const
+from gateway.record import BUTTON
+from gateway.uplink import Uplink
+
+_PAIRING_MS = const(120_000)
+_HOLD_MS = const(3_000)
+"""Nobody opens a pairing window by brushing against the button."""
+_LOOK_MS = const(100)
+_HOUSEKEEPING_MS = const(1_000)
+
+
+class Kit:
+    """All parts of a Gateway, wired together. Raises IdentityError, JournalError, OSError."""
+
+    def __init__(self, indicator: Indicator) -> None:
+        self.indicator = indicator
+        self.clock = Clock()
+        self.identity = identity = Identity()
+        clock.not_before(max(release.BUILT_UTC_S, identity.utc_s))
+        bonds = Bonds(PartitionFlash(board.BONDS))
+        # Its waiters sleep: NimBLE's task waits for at most one Record of the main loop.
+        self.journal = Journal(PartitionFlash(board.JOURNAL), _thread.allocate_lock())
+        if identity.wipe_asked:
+            self.journal.format(os.urandom(JOURNAL_ID_BYTES))
+            bonds.clear()
+            identity.wiped()
+        self.journal.mount()
+        uplink = Uplink(self.journal, lambda: os.urandom(NONCE_BYTES))
+        self.gateway = Gateway(
+            identity.kit, release.RELEASE, journal=self.journal, uplink=uplink, bonds=bonds
+        )
+        self.supervisor = Supervisor(self.clock)
+        self.stored = self.supervisor.alive("storage", STORAGE_MS)
+        self.wifi = Wifi(identity.networks, identity.kit)
+        self.link = Link(
+            self.gateway,
+            self.clock,
+            host=identity.host,
+            port=identity.port,
+            tls=tls_context(identity.ca, identity.certificate, identity.key),
+            online=self.wifi.is_online,
+            alive=self.supervisor.alive("uplink", UPLINK_MS),
+        )
+        self.radio = Radio(
+            self.gateway,
+            self.clock,
+            bonds,
+            wake=self.link.wake,
+            alive=self.supervisor.alive("radio", RADIO_MS),
+        )
+        self.kept = 0  # values that the indicator has shown
+
+    async def run(self) -> None:
+        """Say that this boot has begun, then run every part beside the others, for ever."""
+        now_ms = self.clock.now_ms()
+        self.gateway.start(now_ms, cause=board.reset_cause())
+        self.gateway.open_pairing(now_ms, self.identity.take_pairing_s() * 1000)
+        keep = self.supervisor.keep
+        await asyncio.gather(
+            self.supervisor.run(),
+            keep("radio", self.radio.run),
+            keep("wifi", self.wifi.run),
+            keep("link", self.link.run),
+            keep("journal", self._keep_house),
+            keep("button", self._watch_button),
+            keep("indicator", self.indicator.run),
+        )
+
+    async def _keep_house(self) -> None:
+        """Erase ahead of need, remember the time, show how things are."""
+        while True:
+            more = self.gateway.maintain()
+            self.stored()
+            now_ms = self.clock.now_ms()
+            local = self.gateway.local_time(now_ms)
+            if local is not None:
+                utc_s = (local[0] - local[1] * 60_000) // 1000
+                clock.set_utc_s(utc_s)
+                self.identity.keep_utc_s(utc_s)
+            self._show(now_ms)
+            await asyncio.sleep_ms(0 if more else _HOUSEKEEPING_MS)
+
+    def _show(self, now_ms: int) -> None:
+        if self.radio.kept != self.kept:
+            self.kept = self.radio.kept
+            self.indicator.flash("kept")
+        if self.gateway.pairing(now_ms):
+            self.indicator.show("pairing")
+        else:
+            self.indicator.show("ready" if self.link.is_connected else "offline")
+
+    async def _watch_button(self) -> None:
+        """Held for three seconds it lets unknown Sensors bond."""
+        button = board.Button()
+        held_ms = 0
+        while True:
+            held_ms = held_ms + _LOOK_MS if button.is_down() else 0
+            if held_ms == _HOLD_MS:
+                now_ms = self.clock.now_ms()
+                self.gateway.append_event(BUTTON, 0, b"", now_ms)
+                self.gateway.open_pairing(now_ms, _PAIRING_MS)
+            await asyncio.sleep_ms(_LOOK_MS)
+
+
+async def run() -> None:
+    """Run the Kit; one that can't be made shows why, and waits for the bench."""
+    indicator = Indicator(board.light(), board.buzzer())
+    try:
+        kit = Kit(indicator)
+    except IdentityError as error:
+        print("not provisioned:", error)
+        indicator.show("unprovisioned")
+        await indicator.run()
+    await kit.run()
+
+
+asyncio.run(run())

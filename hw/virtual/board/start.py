@@ -1,0 +1,88 @@
+# mypy: ignore-errors
+"""
+The boot: `micropython start.py FOLDER`. Power, the file system of partition `vfs`, then boot.py and main.py.
+
+The machine's own files stand below /host, so that nothing of the firmware sees them by accident.
+"""
+
+import os
+import sys
+
+import uctypes
+import vfs
+
+modules = sys.path[0]
+import chip  # noqa: E402  (found beside this file)
+from wiring import SOFT_RESET  # noqa: E402
+
+chip.power_on(sys.argv[1])
+vfs.umount("/")
+vfs.mount(vfs.VfsPosix("/"), "/host")
+
+
+def place(path: str) -> str:
+    """Where a part of the program is found. Code in a ROMFS image is executed in place, as frozen code is."""
+    if not path.endswith(".rom"):
+        return "/host" + path
+    size = os.stat("/host" + path)[6]
+    image = uctypes.bytearray_at(chip.map_file("/host" + path, size), size)
+    vfs.mount(vfs.VfsRom(image), "/rom")
+    return "/rom"
+
+
+sys.path[:] = ["/host" + modules] + [place(path) for path in chip.boot["program"]] + [".frozen", "/lib"]
+sys.argv[:] = []
+chip.boot["folder"] = "/host" + chip.boot["folder"]
+
+import esp32  # noqa: E402
+
+# All of them now, so that what they take is not taken from the firmware's heap later.
+for name in ("bluetooth", "machine", "neopixel", "network", "ntptime", "socket", "ssl", "time"):
+    __import__(name)
+
+
+def mounted() -> object:
+    """The file system of partition `vfs`; a blank one is formatted, as the chip's first boot does."""
+    partition = esp32.Partition.find(esp32.Partition.TYPE_DATA, label="vfs")[0]
+    start = bytearray(64)
+    partition.readblocks(0, start)
+    if start == b"\xff" * 64:
+        vfs.VfsLfs2.mkfs(partition)
+    return vfs.VfsLfs2(partition)
+
+
+vfs.mount(mounted(), "/")
+os.chdir("/")
+
+
+def run(name: str) -> None:
+    """Run a file of the program as the chip does: a problem is printed, and ends in the REPL."""
+    for folder in sys.path[1:]:
+        try:
+            os.stat(folder + "/" + name + ".py")
+        except OSError:
+            continue
+        with open(folder + "/" + name + ".py") as file:
+            code = compile(file.read(), name + ".py", "exec")
+        exec(code, {"__name__": "__main__"})
+        return
+    try:
+        __import__(name)  # compiled
+    except ImportError as problem:
+        if name not in str(problem):
+            raise
+
+
+try:
+    run("boot")
+    run("main")
+except SystemExit:
+    chip.end(SOFT_RESET)
+except BaseException as problem:
+    sys.print_exception(problem)
+
+import time  # noqa: E402
+
+print("MicroPython: the program has ended; the REPL waits for ever")
+while True:
+    time.sleep_ms(1000)

@@ -1,0 +1,52 @@
+"""The firmware on the word size and heap of a board: `python -m tests.bench.firmware`. Last line: JSON.
+
+handler_alloc_bytes, handler_frames, handler_us beside empty_us (of an empty handler in the same run)
+peak_heap_bytes: live after a collection, highest of 29 days; code is executed in place, as frozen code is
+heap_growth_per_day_bytes: from day 15 on, when uptime is past 2^31 ms and its integer has its last digit
+append_per_s, drain_per_s: Records
+"""
+
+import json
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+SETTLED = 15
+
+sys.path.insert(0, str(ROOT / "tests/firmware"))
+
+import on_micropython  # noqa: E402
+import test_handler_depth  # noqa: E402
+
+
+def main() -> None:
+    """Measure and print."""
+    bits = 32 if platform.machine() == "x86_64" else 64
+    with tempfile.TemporaryDirectory() as folder:
+        handler = on_micropython.run(bits, "handler_path", Path(folder, "handler"))
+        life = on_micropython.run(bits, "long_life", Path(folder, "life"))
+    heap = life["heap_after_days"]
+    print(
+        f"MicroPython {bits}-bit, heap {on_micropython.HEAPS[bits]}: {life['readings']} readings in 29 days"
+    )
+    print(
+        json.dumps(
+            {
+                "bits": bits,
+                "handler_alloc_bytes": max(handler["alloc_bytes"], handler["alloc_bytes_worst"]),
+                "handler_frames": test_handler_depth.frames(),
+                "handler_us": round(handler["handler_us"], 1),
+                "empty_us": round(handler["empty_us"], 2),
+                "peak_heap_bytes": max(heap),
+                "heap_growth_per_day_bytes": (heap[-1] - heap[SETTLED]) // (len(heap) - 1 - SETTLED),
+                "append_per_s": life["append_per_s"],
+                "drain_per_s": life["drain_per_s"],
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

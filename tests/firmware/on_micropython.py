@@ -1,0 +1,37 @@
+"""Run MicroPython scripts of this folder as a board would: compiled, out of ROM, with the heap of a board."""
+
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hw.virtual import programs, romfs
+
+ROOT = Path(__file__).parent.parent.parent
+HEAPS = {64: "240k", 32: "120k"}
+"""What an ESP32 without PSRAM has left; twice that where a word is twice as long."""
+
+
+def run(bits: int, module: str, folder: Path) -> dict[str, Any]:
+    """The JSON of a script's last line. Skips where this machine runs no program of that word size."""
+    if bits == 32 and platform.machine() != "x86_64":
+        pytest.skip(f"MicroPython 32-bit needs an x86-64 machine; this one is {platform.machine()}")
+    folder.mkdir(exist_ok=True)
+    rom = folder / "program.rom"
+    rom.write_bytes(romfs.image(romfs.compiled(ROOT, _sources(module), folder / "program")))
+    command = [*programs.micropython(bits), "-X", f"heapsize={HEAPS[bits]}", "tests/micropython/rom.py"]
+    done = subprocess.run(
+        [*command, str(rom), "tests/firmware", module], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def _sources(module: str) -> list[str]:
+    patterns = ("gateway/*.py", "gateway/sensors/*.py", "firmware/*.py", "tests/gateway/nor.py")
+    found = [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)]
+    return [*sorted(found), "tests/firmware/rim_kit.py", f"tests/firmware/{module}.py"]
