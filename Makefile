@@ -9,10 +9,10 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmwar
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sim bench clean
+.PHONY: help setup demo test check sim bench bench-firmware clean
 
 help: ## print this list
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
 
 setup: $(VENV)/.test ## everything that demo, test and check need: the environment, Mosquitto, MicroPython, Chromium
 	@$(RUN) -m hw.virtual.programs mosquitto micropython >/dev/null
@@ -21,6 +21,7 @@ setup: $(VENV)/.test ## everything that demo, test and check need: the environme
 
 demo: $(VENV)/.demo ## the main job on one machine, live; ARGS="--help" for what it can do
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
+	@$(RUN) -m hw.virtual.programs micropython umqtt >/dev/null || true
 	@$(VENV)/bin/homeward-demo $(ARGS)
 
 test: setup ## every test; ARGS="..." goes to pytest
@@ -42,6 +43,9 @@ sim: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the 
 bench: $(VENV)/.test ## 200,000 Readings through the real broker; the last line is JSON
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
 	@$(RUN) -m tests.bench.ingest $(ARGS)
+
+bench-firmware: setup ## the firmware's handler, heap and speed on the board's word size; the last line is JSON
+	@$(RUN) -m tests.bench.firmware
 
 clean: ## remove the environment and what the tools left (not the cache of programs in ~/.cache/homeward)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

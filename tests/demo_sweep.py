@@ -14,27 +14,35 @@ import sys
 from collections import Counter
 from typing import Any
 
-ARGUMENTS = ["--until", "40", "--kill", "broker,service,hub", "--offline", "20", "--json"]
+from hw.demo.kit import GATEWAYS
+
+ARGUMENTS = ["--until", "40", "--offline", "20", "--json"]
 ADDED = ("taken", "at_hub", "missing", "duplicates", "possible_repeats", "wrong_patient", "false_vitals")
 
 
-def run(seed: int) -> tuple[int, dict[str, Any]]:
+def arguments(seed: int, gateway: str) -> list[str]:
+    """What the demo is started with. Only the firmware's plug may be pulled (P1)."""
+    kill = "broker,service,hub" if gateway == "linux" else "gateway,broker,service,hub"
+    return [*ARGUMENTS, "--gateway", gateway, "--kill", kill, "--seed", str(seed)]
+
+
+def run(seed: int, gateway: str) -> tuple[int, dict[str, Any]]:
     """Exit code and closing line of one run."""
-    command = [sys.executable, "-m", "hw.demo.main", *ARGUMENTS, "--seed", str(seed)]
+    command = [sys.executable, "-m", "hw.demo.main", *arguments(seed, gateway)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     lines = done.stdout.splitlines()
     return done.returncode, json.loads(lines[-1]) if lines else {}
 
 
-def sweep(seeds: range) -> int:
+def sweep(seeds: range, gateway: str) -> int:
     """Run every seed; return the exit code."""
     total: Counter[str] = Counter()
     in_flight: Counter[str] = Counter()
     for seed in seeds:
-        code, line = run(seed)
+        code, line = run(seed, gateway)
         print(f"seed {seed}: {json.dumps(line)}", flush=True)
         if code:
-            print(f"replay: make demo ARGS='{' '.join(ARGUMENTS)} --seed {seed}'", file=sys.stderr)
+            print(f"replay: make demo ARGS='{' '.join(arguments(seed, gateway))}'", file=sys.stderr)
             return code
         total.update({name: line[name] for name in (*ADDED, "offline_kept")})
         in_flight.update({part: kill["in_flight"] > 0 for part, kill in line["kills"].items()})
@@ -47,8 +55,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="The demo over many seeds.")
     parser.add_argument("--seeds", type=int, default=10, help="how many")
     parser.add_argument("--first", type=int, default=1, help="the first of them")
+    parser.add_argument("--gateway", choices=GATEWAYS, default=GATEWAYS[0])
     options = parser.parse_args()
-    return sweep(range(options.first, options.first + options.seeds))
+    return sweep(range(options.first, options.first + options.seeds), options.gateway)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Home:
                 lambda: not sensor.ledger.held
             )  # it can't store: a new one would discard the old one
         elif action == "clock_lost":
-            await asyncio.wait_for(sensor.dark(), PATIENCE_S)
+            await _dark(sensor)
             self._cuff.clock.lose()  # type: ignore[union-attr]
         loop = asyncio.get_running_loop()
         await asyncio.sleep(max(0.0, self._last.get(sensor, 0.0) + BETWEEN_S - loop.time()))
@@ -118,7 +118,7 @@ class Home:
         """Wait until no Sensor holds anything."""
         await _until(lambda: not any(sensor.ledger.held for sensor in self._sensors))
         for sensor in self._sensors:
-            await asyncio.wait_for(sensor.dark(), PATIENCE_S)
+            await _dark(sensor)
 
     async def wipe(self) -> None:
         """Take the Kit back."""
@@ -143,6 +143,12 @@ async def _bond(sensor: Sensor) -> None:
     """Hold the button, until the Kit has come."""
     while not sensor.bonds.peers:
         sensor.pairing_mode(PAIRING_S)
+        await sensor.dark()
+
+
+async def _dark(sensor: Sensor) -> None:
+    """Wait until the Sensor has gone to sleep."""
+    async with asyncio.timeout(PATIENCE_S):
         await sensor.dark()
 
 

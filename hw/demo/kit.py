@@ -100,7 +100,12 @@ class BoardKit:
         self._config = config
         heap = BOARD_HEAP if bits == 32 else None
         self._board = Board(
-            room, folder / "board", address=address, program=[_release(folder)], bits=bits, heap=heap
+            room,
+            folder / "board",
+            address=address,
+            program=[romfs.release(ROOT, folder, programs.umqtt())],
+            bits=bits,
+            heap=heap,
         )
         self._board.wifi(True)
         self._provision()
@@ -159,19 +164,6 @@ def describe(kind: str) -> str:
     )
     programs.umqtt()
     return f"firmware, MicroPython {said.stdout.strip()} {bits}-bit on a virtual ESP32"
-
-
-def _release(folder: Path) -> Path:
-    """The firmware's image: bytecode that is executed in flash, umqtt with it."""
-    patterns = ("gateway/*.py", "gateway/sensors/*.py", "firmware/*.py")
-    sources = [str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern)]
-    tree = romfs.compiled(ROOT, [name for name in sources if name != "firmware/manifest.py"], folder / "rom")
-    romfs.compiled(programs.umqtt(), ["umqtt/simple.py"], tree)
-    for name in ("boot.mpy", "main.mpy"):
-        (tree / "firmware" / name).rename(tree / name)
-    image = folder / "firmware.rom"
-    image.write_bytes(romfs.image(tree))
-    return image
 
 
 def _der(path: Path) -> bytes:

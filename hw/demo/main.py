@@ -37,6 +37,7 @@ ARRIVE_S = 90.0
 retry has had the time to back off any further."""
 LINGER_S = 2.0
 """Then it is looked at once more, so that a duplicate that comes late is seen."""
+LONGEST_OFFLINE_S = 3600
 GIVE_UP_S = 10.0
 """After Ctrl-C: how long what is under way may still arrive."""
 
@@ -152,8 +153,10 @@ async def _kill(run: Run, name: str) -> None:
     in_flight = run.taken - run.verdict.at_hub
     await part.kill()
     run.faults.kills[name] = {"count": part.kills, "in_flight": in_flight}
-    await asyncio.sleep(run.chance.uniform(0.2, 2.0))
-    await part.start()
+    try:
+        await asyncio.sleep(run.chance.uniform(0.2, 2.0))
+    finally:  # after Ctrl-C as well: what is under way is still to arrive
+        await part.start()
 
 
 async def _offline(run: Run) -> None:
@@ -161,10 +164,12 @@ async def _offline(run: Run) -> None:
     await run.reach(run.chance.uniform(0.1, 0.2))
     before = {(m.serial, m.number) for m in run.world.measurements()}
     await _network(run, on=False)
-    await asyncio.sleep(run.options.offline)
-    kept = {(m.serial, m.number) for m in run.world.measurements() if m.end == CONFIRMED}
-    run.faults.kept_offline = kept - before
-    await _network(run, on=True)
+    try:
+        await asyncio.sleep(run.options.offline)
+        kept = {(m.serial, m.number) for m in run.world.measurements() if m.end == CONFIRMED}
+        run.faults.kept_offline = kept - before
+    finally:
+        await _network(run, on=True)
 
 
 async def _network(run: Run, *, on: bool) -> None:
@@ -213,14 +218,14 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--until", type=_count, metavar="N", help="stop when N measurements are at the Hub")
     parser.add_argument(
-        "--offline", type=float, default=0.0, metavar="SECONDS", help="cut the homes' network once"
+        "--offline", type=_seconds, default=0.0, metavar="SECONDS", help="cut the homes' network once"
     )
     parser.add_argument(
         "--kill", type=_parts, default=[], metavar="PART,...", help=f"kill -9 each once: {','.join(PARTS)}"
     )
     parser.add_argument("--seed", type=int, help="the same seed, the same patients and faults")
     parser.add_argument("--json", action="store_true", help="close with one line of JSON on stdout")
-    parser.add_argument("--folder", type=Path, help="keep the files of the run here (must not exist)")
+    parser.add_argument("--folder", type=_folder, help="keep the files of the run here (new or empty)")
     parser.add_argument(
         "--gateway",
         choices=GATEWAYS,
@@ -241,6 +246,19 @@ def _count(word: str) -> int:
     if not word.isdecimal() or int(word) < 1:
         raise argparse.ArgumentTypeError(f"{word!r} is not a number of measurements")
     return int(word)
+
+
+def _seconds(word: str) -> float:
+    if not word.isdecimal() or int(word) > LONGEST_OFFLINE_S:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a number of seconds up to {LONGEST_OFFLINE_S}")
+    return float(word)
+
+
+def _folder(word: str) -> Path:
+    path = Path(word)
+    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise argparse.ArgumentTypeError(f"{word!r} is there and is not an empty folder")
+    return path
 
 
 def _parts(words: str) -> list[str]:
@@ -284,6 +302,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     try:
         run = asyncio.run(_main(options))
+    except KeyboardInterrupt:  # while the parts were starting
+        return 130
     except (PartFailed, ProgramMissing, OSError) as error:
         print(f"homeward-demo: {error}", file=sys.stderr)
         return 1

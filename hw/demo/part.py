@@ -9,6 +9,8 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from hw.virtual.programs import die_with_parent
+
 READY_S = 60.0
 """A cold start of Python with bumble and the FHIR models takes 3-6 s on two busy cores."""
 STOP_S = 10.0
@@ -79,6 +81,7 @@ class Part:
                 stdout=pipe or log,
                 stderr=log,
                 start_new_session=True,  # Ctrl-C reaches only us: we stop the parts in order
+                preexec_fn=die_with_parent,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},
                 limit=1 << 20,
             )
@@ -102,7 +105,8 @@ class Part:
         process = self.process
         process.send_signal(signal.SIGTERM)
         try:
-            await asyncio.wait_for(process.wait(), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

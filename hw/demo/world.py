@@ -213,10 +213,13 @@ class Home:
         assert stdout
         while line := await stdout.readline():
             answer = json.loads(line)
-            self._asked[answer["id"]].set_result(answer.get("why"))
-        for waiting in self._asked.values():
-            if not waiting.done():
-                waiting.set_result("its process has ended")
+            self._tell(answer["id"], answer.get("why"))
+        for number in self._asked:
+            self._tell(number, "its process has ended")
+
+    def _tell(self, number: int, why: str | None) -> None:
+        if not self._asked[number].done():  # after Ctrl-C nobody waits for it any more
+            self._asked[number].set_result(why)
 
 
 class Plug:

@@ -71,7 +71,6 @@ class Board:
     """
     One ESP32. `program`: folders on its path, the first with boot.py and main.py. `heap`: for the firmware.
 
-    `frozen_bytes`: heap on top for bytecode that lies in flash on the chip (`board_program.size`).
     `address`: of its radio, static random; the MAC is the same. `ticks_ms`: where ticks begin at power-on.
     """
 
@@ -84,7 +83,6 @@ class Board:
         program: Path | Sequence[Path],
         bits: int = 64,
         heap: str | int | None = None,
-        frozen_bytes: int = 0,
         partitions: Sequence[Partition] = PARTITIONS,
         ticks_ms: int = 0,
         say: Callable[[str], None] | None = None,
@@ -102,7 +100,7 @@ class Board:
         self._program = [program] if isinstance(program, Path) else list(program)
         self._bits = bits
         self._heap_kib = _kib(heap)
-        self._heap_on_top_kib = OWN_HEAP[bits] + frozen_bytes // 1024
+        self._heap_on_top_kib = OWN_HEAP[bits]
         self._partitions = tuple(partitions)
         self._ticks_ms = ticks_ms
         self._say = say

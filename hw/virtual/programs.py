@@ -7,6 +7,7 @@ from there. The one rule: nothing is installed, so no root is needed, no service
 cache removes all. apt checks every file against the distribution's signatures; that is never switched off.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import io
@@ -17,6 +18,7 @@ import platform
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -44,6 +46,12 @@ _PATH_BESIDES = (
     "/opt/homebrew/sbin",
     "/opt/homebrew/bin",
 )  # not on every user's PATH
+
+
+_PRCTL = (
+    ctypes.CDLL(None).prctl if sys.platform == "linux" else None
+)  # before any fork: a child must not load
+_PR_SET_PDEATHSIG = 1
 
 
 class ProgramMissing(Exception):
@@ -144,6 +152,12 @@ def _keep_umqtt(archive: bytes, work: Path, place: Path) -> None:
         (work / "tree" / _UMQTT_FILE).write_bytes(file.read())
     shutil.rmtree(place, ignore_errors=True)
     os.rename(work / "tree", place)
+
+
+def die_with_parent() -> None:
+    """`preexec_fn` of a subprocess: Linux kills it -9 when this process ends, however that ends."""
+    if _PRCTL:
+        _PRCTL(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _locate(program: _Program) -> list[str]:

@@ -30,6 +30,19 @@ def image(folder: Path) -> bytes:
     return _MAGIC + _number(len(records)) + records
 
 
+def release(root: Path, folder: Path, umqtt: Path) -> Path:
+    """Build the firmware of the tree at `root` in `folder`, umqtt.simple with it; return the image's file."""
+    patterns = ("gateway/*.py", "gateway/sensors/*.py", "firmware/*.py")
+    sources = [str(path.relative_to(root)) for pattern in patterns for path in root.glob(pattern)]
+    tree = compiled(root, [name for name in sources if name != "firmware/manifest.py"], folder / "rom")
+    compiled(umqtt, ["umqtt/simple.py"], tree)
+    for name in ("boot.mpy", "main.mpy"):
+        (tree / "firmware" / name).rename(tree / name)
+    rom = folder / "firmware.rom"
+    rom.write_bytes(image(tree))
+    return rom
+
+
 def _records(folder: Path) -> bytes:
     return b"".join(_entry(path) for path in sorted(folder.iterdir()))
 
