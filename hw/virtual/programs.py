@@ -48,9 +48,8 @@ _PATH_BESIDES = (
 )  # not on every user's PATH
 
 
-_PRCTL = (
-    ctypes.CDLL(None).prctl if sys.platform == "linux" else None
-)  # before any fork: a child must not load
+# Looked up before any fork: a child of a process with threads must not load anything.
+_PRCTL = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
 
