@@ -114,7 +114,8 @@ function drawKit(kit, today) {
   const facts = [
     kit.episode ? `Episode ${kit.episode}` : "with no patient",
     kit.seen_ms === null ? "nothing received yet" : `last received ${clock(kit.seen_ms, today)}`,
-    kit.pending ? `${kit.pending} Records still on the Kit` : null,
+    // A Kit says this every few minutes only.
+    kit.pending ? `${kit.pending} Records waited on the Kit at ${clock(kit.status_ms, today)}` : null,
     kit.host_confirmed ? "bench Gateway, not for patients" : null,
   ];
   card.append(make("p", "facts", facts.filter(Boolean).join(" \u00b7 ")));

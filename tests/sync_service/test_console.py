@@ -259,6 +259,8 @@ async def test_the_page_says_what_the_store_holds_and_text_is_only_text(page: Pa
         f"The Hub said: {REFUSED}",
         f"Why: {BOND_CHANGED}",
         f"Episode E-1 {HOSTILE}",
+        "3 Records waited on the Kit at ",
+        "bench Gateway, not for patients",
         LONG_SERIAL.decode(),
         "HW-0002 \u25cb off line with no patient",
         "HW-0003 \u2715 revoked",
