@@ -150,7 +150,7 @@ class World:
 
     async def check(self) -> Verdict:
         """Compare the ledgers with the Hub. Raises aiohttp.ClientError while the Hub is down."""
-        seen = await observations(self._http, self.hub_url, self.patients.values())
+        seen = await observations(self._http, self.hub_url, tuple(self.patients.values()))
         return compare(self.measurements(), self.patients, seen)
 
 
