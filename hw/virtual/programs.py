@@ -40,6 +40,10 @@ _APT_TIMEOUT_S = 300
 # can't be: it starts itself again as /proc/self/exe, which would be the loader. It comes from the own suite.
 _SUITES = {"debian": ("trixie", "forky"), "ubuntu": ("resolute", "questing")}
 _COMPONENTS = {"debian": "main", "ubuntu": "main universe"}
+# The fonts of a tree, wherever that lies. It has none when the machine has its own.
+_FONTS = """<?xml version="1.0"?>
+<fontconfig><dir prefix="relative">usr/share/fonts</dir></fontconfig>
+"""
 _PATH_BESIDES = (
     "/usr/sbin",
     "/usr/local/sbin",
@@ -240,10 +244,11 @@ def _command_beside_installed(root: Path, name: str) -> list[str] | None:
     binary = root / "usr/lib" / name / name
     if not binary.exists():
         return None
-    folders = {library.parent for library in root.glob("usr/lib/*-linux-gnu/**/*.so*")}
+    places = ("lib", "usr/lib")  # Debian 12 still has both in its packages
+    folders = {library.parent for place in places for library in root.glob(f"{place}/*-linux-gnu/**/*.so*")}
     command = ["/usr/bin/env", "LD_LIBRARY_PATH=" + ":".join(sorted(map(str, folders)))]
-    if (root / "etc/fonts").exists():
-        command.append(f"FONTCONFIG_SYSROOT={root}")
+    if (root / "usr/share/fonts").exists():
+        command.append(f"FONTCONFIG_FILE={root / 'fonts.conf'}")
     return [*command, str(binary)]
 
 
@@ -311,6 +316,7 @@ def _unpack(work: Path, program: _Program, source: str | None) -> None:
     )
     for package in (work / "archives").glob("*.deb"):
         _run(["dpkg", "-x", str(package), str(work / "root")])
+    (work / "root/fonts.conf").write_text(_FONTS)
 
 
 def _apt_options(work: Path, architecture: str) -> list[str]:

@@ -234,6 +234,7 @@ async def page(tmp_path: Path) -> AsyncIterator[Page]:
 
 async def test_the_page_is_readable_at_every_width_by_day_and_by_night(page: Page, address: str) -> None:
     await page.open(address, "document.querySelectorAll('.kit').length === 4")
+    assert await page.evaluate("document.querySelector('h1').offsetWidth > 50")  # the browser has fonts
     for scheme in ("light", "dark"):
         await page.dress(scheme)
         assert await page.evaluate(FAINT) == []
