@@ -179,7 +179,7 @@ class Gateway:
     # --- The link to the service ----------------------------------------------------------------------------
 
     def connected(self, now_ms: int) -> None:
-        """A link to the broker is up. What is sent over it names this boot: the number is used from here on."""
+        """A link to the broker is up. What goes over it names this boot, whose number is used then."""
         self._say_booted()
         self.uplink.connected(now_ms)
 
