@@ -124,7 +124,7 @@ class Link:
             self.counters["connections"] += 1
             self.is_connected = True
             self._told_ms = -STATUS_EVERY_MS
-            self._gateway.uplink.connected(self._clock.now_ms())
+            self._gateway.connected(self._clock.now_ms())
             await self._carry(client)
         finally:
             self.is_connected = False

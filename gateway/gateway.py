@@ -86,10 +86,16 @@ class Gateway:
         self._pairing_until_ms = 0
         self._anchor: tuple[Anchor, int] | None = None  # of this boot, and the uptime of its receipt
         self._said_ms: dict[tuple[int, int], int] = {}  # uptime of the last link event of a code and Sensor
+        self._begun: tuple[int, int] | None = None  # uptime and cause, until BOOTED says it
 
     def start(self, now_ms: int, *, cause: int = 0) -> None:
-        """Say that this boot has begun, and describe every Sensor, since it may send at once."""
-        self.append_event(BOOTED, 0, bytes([cause]), now_ms)
+        """Describe every Sensor, since it may send at once. BOOTED waits for something to tell.
+
+        A Kit in a boot loop would fill the Journal with nothing else. So BOOTED comes with the boot's first
+        Record of the main loop, or before its first Batch: until then nobody has seen this boot's number,
+        and the next boot may have it. A Frame that comes earlier holds the number itself.
+        """
+        self._begun = (now_ms, cause)
         for bonded in self._bonded:
             self.describe(bonded.reference, bonded.items, bonded.complete, now_ms)
 
@@ -172,6 +178,11 @@ class Gateway:
 
     # --- The link to the service ----------------------------------------------------------------------------
 
+    def connected(self, now_ms: int) -> None:
+        """A link to the broker is up. What goes over it names this boot, whose number is used then."""
+        self._say_booted()
+        self.uplink.connected(now_ms)
+
     def receive_ack(self, whole: "bytes | memoryview", now_ms: int) -> None:
         """Take an Ack; whatever it is, nothing is raised."""
         anchor = self.uplink.receive_ack(whole, now_ms)
@@ -225,7 +236,7 @@ class Gateway:
         if changed or not self._stands(bonded):
             bonded.items, bonded.complete = items, complete
             body = encode_sensor(Sensor(sensor, bonded.address_type, bonded.address, items))
-            bonded.sequence = self.journal.append(SENSOR, 1, body, now_ms)
+            bonded.sequence = self._append(SENSOR, body, now_ms)
             bonded.journal_id = self.journal.journal_id
             self._bonds.save([each.kept() for each in self._bonded])
 
@@ -234,7 +245,7 @@ class Gateway:
     ) -> None:
         """Append a reading or a setting of a Sensor's clock."""
         body = encode_sensor_clock(SensorClock(sensor, kind, offset_min, characteristic, value))
-        self.journal.append(SENSOR_CLOCK, 1, body, now_ms)
+        self._append(SENSOR_CLOCK, body, now_ms)
 
     def append_event(self, code: int, sensor: int, detail: bytes, now_ms: int) -> None:
         """Append an EVENT; those of the link at most once in _LINK_EVENT_EVERY_MS."""
@@ -245,7 +256,7 @@ class Gateway:
             if said_ms is not None and now_ms - said_ms < _LINK_EVENT_EVERY_MS:
                 return
             self._said_ms[(code, sensor)] = now_ms
-        self.journal.append(EVENT, 1, encode_event(Event(code, sensor, detail)), now_ms)
+        self._append(EVENT, encode_event(Event(code, sensor, detail)), now_ms)
 
     def append_battery(self, sensor: int, percent: int, now_ms: int) -> None:
         """Append a Sensor's battery level if it is another one than last time."""
@@ -253,6 +264,15 @@ class Gateway:
         if bonded.battery != percent:
             bonded.battery = percent
             self.append_event(BATTERY, sensor, bytes([percent]), now_ms)
+
+    def _append(self, type: int, body: bytes, now_ms: int) -> int:
+        self._say_booted()
+        return self.journal.append(type, 1, body, now_ms)
+
+    def _say_booted(self) -> None:
+        if self._begun is not None:
+            (at_ms, cause), self._begun = self._begun, None
+            self.journal.append(EVENT, 1, encode_event(Event(BOOTED, 0, bytes([cause]))), at_ms)
 
     def _find(self, sensor: int) -> "_Bonded":
         for bonded in self._bonded:

@@ -98,7 +98,7 @@ class Link:
                 _cut(client)
             self._client = client
             self.connections += 1
-            self._gateway.uplink.connected(self._clock.now_ms())
+            self._gateway.connected(self._clock.now_ms())
             try:
                 await self._carry(client)
             finally:

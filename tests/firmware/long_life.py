@@ -48,7 +48,7 @@ class Service:
 
 def drain(kit, service, now_ms):
     uplink = kit.gateway.uplink
-    uplink.connected(now_ms)
+    kit.gateway.connected(now_ms)
     while True:
         batch = uplink.next_batch(now_ms)
         if batch is None:

@@ -15,6 +15,7 @@ from gateway.record import (
     BOND_CHANGED,
     BOND_MADE,
     BOOTED,
+    BUTTON,
     EVENT,
     FRAME,
     HOST_CONFIRMED,
@@ -81,7 +82,7 @@ class GatewayTest(unittest.TestCase):
 
     def bodies(self):
         """Type and body of every Record that waits, in order."""
-        self.uplink.connected(0)
+        self.gateway.connected(0)
         self.ack(decode_batch(bytes(self.uplink.next_batch(0))))
         batch = decode_batch(bytes(self.uplink.next_batch(0)))
         return [(r.type, decode_body(r.type, r.version, r.body)) for r in decode_all(batch.records)]
@@ -205,16 +206,46 @@ class GatewayTest(unittest.TestCase):
         events = [body for kind, body in self.bodies() if kind == EVENT and body.code == BATTERY]
         self.assertEqual([event.detail for event in events], [b"\x5a", b"\x59"])
 
+    # --- Boots
+
+    def test_boots_with_nothing_to_tell_leave_the_journal_as_it_is(self):
+        before, boot = bytes(self.flash.cells), self.journal.boot
+        for _ in range(3):
+            self.boot()
+        self.assertEqual(self.flash.cells, before)
+        self.assertEqual(self.journal.boot, boot)  # nobody has seen that number
+
+    def test_a_boot_tells_itself_before_its_first_record_and_only_once(self):
+        self.boot()
+        for _ in range(2):
+            self.gateway.append_event(BUTTON, 0, b"", 7)
+        events = [body.code for kind, body in self.bodies() if kind == EVENT]
+        self.assertEqual(events, [BOOTED, BUTTON, BUTTON])
+
+    def test_a_boot_that_sends_has_a_number_of_its_own(self):
+        self.gateway.connected(0)
+        batch = decode_batch(bytes(self.uplink.next_batch(0)))  # its Ack never comes
+        self.boot()
+        self.assertEqual(self.journal.boot, batch.boot + 1)
+
+    def test_a_boot_that_only_kept_a_value_has_a_number_of_its_own(self):
+        sensor = self.bond()
+        self.boot()
+        boot = self.journal.boot
+        self.gateway.received(sensor, 0x2A35, b"\x00", INDICATED, 0, 1)
+        self.boot()
+        self.assertEqual(self.journal.boot, boot + 1)
+
     # --- Time
 
     def test_local_time_is_known_from_the_first_ack_on(self):
         self.assertIsNone(self.gateway.local_time(0))
-        self.uplink.connected(100)
+        self.gateway.connected(100)
         self.ack(decode_batch(bytes(self.uplink.next_batch(100))), 100)
         self.assertEqual(self.gateway.local_time(1_100), (UTC_MS + 1_000 + 3_600_000, 60))
 
     def test_local_time_stays_unknown_without_the_home_offset(self):
-        self.uplink.connected(0)
+        self.gateway.connected(0)
         self.ack(decode_batch(bytes(self.uplink.next_batch(0))), offset_min=NO_OFFSET)
         self.assertIsNone(self.gateway.local_time(0))
 

@@ -3,14 +3,17 @@
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from gateway.journal import Journal
 from gateway.linux.command import main
-from gateway.linux.config import load
+from gateway.linux.config import Config, load
 from gateway.linux.flash import FileFlash
 from gateway.linux.run import wipe
+from gateway.record import BUTTON, EVENT, Event, encode_event
 from sync_service.identity import add_kit, init
 
 KIT = "HW-0001"
@@ -35,6 +38,16 @@ def says(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     assert main([*arguments]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def append_to(config: Config) -> None:
+    """A Record that waits; a boot that had nothing to tell leaves none."""
+    flash = FileFlash(config.journal, config.journal_kib * 1024)
+    journal = Journal(flash, threading.Lock())
+    journal.mount()
+    assert journal.pending == 0
+    journal.append(EVENT, 1, encode_event(Event(BUTTON, 0, b"")), 0)
+    flash.close()
 
 
 def test_a_wrong_config_value_is_one_sentence(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,6 +96,7 @@ def test_it_ends_in_order_when_told_and_a_wipe_needs_force_then(
         assert any("broker:" in line for line in lines)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0, list(lines)
+    append_to(load(config))
     assert "1 Records have not been sent" in says(capsys, "--config", str(config), "wipe")
     assert main(["--config", str(config), "wipe", "--force-unsent"]) == 0
     wipe(load(config))

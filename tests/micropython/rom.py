@@ -1,4 +1,4 @@
-"""Run a module out of a ROMFS image: `micropython rom.py IMAGE FOLDER MODULE`, FOLDER being one of the image.
+"""Run a module out of a ROMFS image: `micropython rom.py IMAGE FOLDER MODULE ...`; FOLDER is in the image.
 
 Its code is executed where it lies, as frozen code is on the chip: the heap holds only what it makes.
 """
