@@ -30,6 +30,10 @@ POLL_S = 0.05
 ACK_WAIT_MS = 2_000
 """Of the Linux Gateway: shorter than in a real home, so that a killed broker costs no minute of the demo."""
 _FROM_1970_TO_2000_S = 946_684_800
+_BUTTON = 0
+"""Its pin (firmware/board.py): pressed is low."""
+
+Identity = dict[str, int | bytes]
 
 
 class Kit(Protocol):
@@ -46,6 +50,12 @@ class Kit(Protocol):
 
     def online(self, on: bool) -> None:
         """The home's network comes or goes."""
+
+    def press(self, down: bool) -> None:
+        """Hold the button, or let it go: held for a while, it lets unknown Sensors bond."""
+
+    async def close(self) -> None:
+        """Pull the plug for good."""
 
 
 class LinuxKit:
@@ -92,29 +102,41 @@ class LinuxKit:
         assert self._gateway is not None
         self._gateway.link.set_online(on)
 
+    def press(self, down: bool) -> None:
+        """It has no button; a word does."""
+        if down:
+            assert self._gateway is not None
+            self._gateway.open_pairing(PAIRING_S)
+
+    async def close(self) -> None:
+        await self.pull_plug()
+
 
 class BoardKit:
     """The firmware, compiled as a release holds it, on real MicroPython on a virtual ESP32."""
 
-    def __init__(self, config: Config, room: Room, folder: Path, address: str, *, bits: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        room: Room,
+        folder: Path,
+        address: str,
+        *,
+        bits: int,
+        image: Path | None = None,
+    ) -> None:
         self._config = config
         heap = BOARD_HEAP if bits == 32 else None
-        self._board = Board(
-            room,
-            folder / "board",
-            address=address,
-            program=[romfs.release(ROOT, folder, programs.umqtt())],
-            bits=bits,
-            heap=heap,
-        )
-        self._board.wifi(True)
+        program = [image or release(folder)]
+        self.board = Board(room, folder / "board", address=address, program=program, bits=bits, heap=heap)
+        self.board.wifi(True)
         self._provision()
 
     async def plug_in(self) -> None:
-        await self._board.start()
+        await self.board.start()
 
     async def pull_plug(self) -> None:
-        await self._board.kill()
+        await self.board.kill()
 
     async def wipe(self) -> None:
         await self.pull_plug()
@@ -122,35 +144,26 @@ class BoardKit:
         await self.plug_in()
 
     def online(self, on: bool) -> None:
-        self._board.wifi(on)
+        self.board.wifi(on)
+
+    def press(self, down: bool) -> None:
+        self.board.set_pin(_BUTTON, not down)
+
+    async def close(self) -> None:
+        await self.board.kill()
+        await self.board.network.close()
 
     def _provision(self) -> None:
-        """What the Station writes: who the Kit is, and that it begins anew."""
-        config = self._config
-        certificates = [
-            x509.load_pem_x509_certificate(p.read_bytes()) for p in (config.ca, config.certificate)
-        ]
-        ca, certificate = (one.public_bytes(serialization.Encoding.DER) for one in certificates)
-        identity: dict[str, int | bytes] = {
-            "kit": config.kit.encode(),
-            "host": config.host.encode(),
-            "port": config.port,
-            "wifi": json.dumps([["home", "correct horse"]]).encode(),
-            "ca": ca,
-            "cert": certificate,
-            "key": _der(config.key),
-            "wipe": 1,
-            "pair_s": PAIRING_S,
-            "utc_s": int(time.time()) - _FROM_1970_TO_2000_S,
-        }
-        self._board.provision("homeward", identity)
+        self.board.provision("homeward", identity(self._config))
 
 
-def choose(kind: str, config: Config, room: Room, folder: Path, address: str) -> Kit:
-    """The Gateway that --gateway names: "linux", "mpy64", "mpy32"."""
+def choose(
+    kind: str, config: Config, room: Room, folder: Path, address: str, *, image: Path | None = None
+) -> Kit:
+    """The Gateway that --gateway names: "linux", "mpy64", "mpy32". `image`: a `release` made before."""
     if kind == "linux":
         return LinuxKit(config, room, folder, address)
-    return BoardKit(config, room, folder, address, bits=int(kind[-2:]))
+    return BoardKit(config, room, folder, address, bits=int(kind[-2:]), image=image)
 
 
 def describe(kind: str) -> str:
@@ -164,6 +177,29 @@ def describe(kind: str) -> str:
     )
     programs.umqtt()
     return f"firmware, MicroPython {said.stdout.strip()} {bits}-bit on a virtual ESP32"
+
+
+def identity(config: Config, *, network: str = "home", password: str = "correct horse") -> Identity:
+    """What the Station writes into NVS (firmware/identity.py): who the Kit is, and that it begins anew."""
+    certificates = [x509.load_pem_x509_certificate(p.read_bytes()) for p in (config.ca, config.certificate)]
+    ca, certificate = (one.public_bytes(serialization.Encoding.DER) for one in certificates)
+    return {
+        "kit": config.kit.encode(),
+        "host": config.host.encode(),
+        "port": config.port,
+        "wifi": json.dumps([[network, password]]).encode(),
+        "ca": ca,
+        "cert": certificate,
+        "key": _der(config.key),
+        "wipe": 1,
+        "pair_s": PAIRING_S,
+        "utc_s": int(time.time()) - _FROM_1970_TO_2000_S,
+    }
+
+
+def release(folder: Path) -> Path:
+    """The firmware's image: bytecode that is executed in flash, umqtt with it."""
+    return romfs.release(ROOT, folder, programs.umqtt())
 
 
 def _der(path: Path) -> bytes:

@@ -46,6 +46,7 @@ _SECRET = struct.Struct("<7sBBH8s16s45x")
 """Address, key size, flags (1 authenticated, 2 LE Secure), EDIV, RAND, LTK: 80 bytes, as NimBLE's are."""
 
 Post = Callable[..., "asyncio.Future[Any]"]
+Procedure = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Central:
@@ -305,7 +306,7 @@ class Central:
                         SERVICE_RESULT, conn, service.handle, service.end_group_handle, _value(service.uuid)
                     )
 
-        self._procedure(link, discover(), SERVICE_DONE, conn)
+        self._procedure(link, discover, SERVICE_DONE, conn)
 
     async def _characteristics(self, conn: int, start: int, end: int, uuid: str | None) -> None:
         link = self._link(conn)
@@ -323,7 +324,7 @@ class Central:
                 last, properties = each.end_group_handle, int(each.properties)
                 self._post(CHARACTERISTIC_RESULT, conn, last, each.handle, properties, _value(each.uuid))
 
-        self._procedure(link, discover(), CHARACTERISTIC_DONE, conn)
+        self._procedure(link, discover, CHARACTERISTIC_DONE, conn)
 
     async def _descriptors(self, conn: int, start: int, end: int) -> None:
         link = self._link(conn)
@@ -335,7 +336,7 @@ class Central:
             for each in await link.client.discover_descriptors(start_handle=start + 1, end_handle=end):
                 self._post(DESCRIPTOR_RESULT, conn, each.handle, _value(each.type))
 
-        self._procedure(link, discover(), DESCRIPTOR_DONE, conn)
+        self._procedure(link, discover, DESCRIPTOR_DONE, conn)
 
     async def _read(self, conn: int, handle: int) -> None:
         link = self._link(conn)
@@ -343,15 +344,18 @@ class Central:
         async def read() -> None:
             self._post(READ_RESULT, conn, handle, await link.client.read_value(handle, no_long_read=True))
 
-        self._procedure(link, read(), READ_DONE, conn, handle)
+        self._procedure(link, read, READ_DONE, conn, handle)
 
     async def _write(self, conn: int, handle: int, value: str, mode: int) -> None:
         link = self._link(conn)
-        written = link.client.write_value(handle, bytes.fromhex(value), with_response=mode == 1)
+
+        async def write() -> None:
+            await link.client.write_value(handle, bytes.fromhex(value), with_response=mode == 1)
+
         if mode == 1:
-            self._procedure(link, written, WRITE_DONE, conn, handle)
+            self._procedure(link, write, WRITE_DONE, conn, handle)
         else:
-            await written
+            await write()
 
     async def _mtu(self, conn: int) -> None:
         link = self._link(conn)
@@ -361,21 +365,19 @@ class Central:
 
         link.run(_quietly(exchange()))
 
-    def _procedure(self, link: "_Link", work: Coroutine[Any, Any, None], *done: int) -> None:
+    def _procedure(self, link: "_Link", work: Procedure, *done: int) -> None:
         """Run one GATT procedure; `done`: the event that tells of its end, without the status."""
         link.run(self._run(link, work, done), done)
 
-    async def _run(self, link: "_Link", work: Coroutine[Any, Any, None], done: tuple[int, ...]) -> None:
+    async def _run(self, link: "_Link", work: Procedure, done: tuple[int, ...]) -> None:
         status = 0
         try:
             async with link.one_at_a_time:
-                await work
+                await work()
         except att.ATT_Error as error:
             status = _ATT_ERROR + int(error.error_code)
         except (core.BaseBumbleError, TimeoutError):
             status = _BLE_HS_ETIMEOUT
-        finally:
-            work.close()
         link.ends.pop(asyncio.current_task(), None)  # type: ignore[arg-type]
         self._post(*done, status)
 
