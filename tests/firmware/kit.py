@@ -41,6 +41,7 @@ class Service:
         self.clashes = 0
         self.statuses: list[dict[str, Any]] = []
         self.deaf = False
+        self.before_ack: Callable[[int], None] = lambda count: None  # of a Batch with so many Records
 
     async def run(self, client: aiomqtt.Client) -> None:
         async with client:
@@ -65,6 +66,7 @@ class Service:
         while through + 1 in self.records:
             through += 1
         last = batch.first + batch.count - 1 if batch.count else 0
+        self.before_ack(batch.count)
         utc_ms = int(time.time() * 1000)
         return encode_ack(Ack(batch.journal_id, batch.nonce, through, batch.first, last, None, utc_ms, 60))
 

@@ -7,8 +7,7 @@ import pytest
 from kit import home
 from on_micropython import HEAPS
 
-from gateway.record import BOND_CHANGED, BOND_MADE, BOOTED, HANDLER_RESTARTED, INDICATED
-from hw.virtual.board_radio import INDICATE
+from gateway.record import BOND_CHANGED, BOND_MADE, HANDLER_RESTARTED, INDICATED
 
 WORDS = [64] + ([32] if platform.machine() == "x86_64" else [])
 
@@ -31,19 +30,3 @@ async def test_kit_bonds_keeps_while_offline_and_sends_to_the_broker(bits: int, 
         assert service.clashes == 0
         assert service.events(HANDLER_RESTARTED) == service.events(BOND_CHANGED) == []
         assert service.statuses[-1]["host_confirmed"] is False
-
-
-@pytest.mark.parametrize("where", ["before", "after"])
-async def test_plug_pulled_at_the_indication_loses_nothing(where: str, tmp_path: Path) -> None:
-    async with home(tmp_path, 64, None) as here:
-        await here.pair()
-        here.board.cut_power_at_event(INDICATE, where=where)
-        here.cuff.measure(128, 79, 95, 66)
-        await here.board.off()
-        assert here.held() == 1  # not confirmed: the cuff has it still
-        await here.board.start()
-        await here.until(lambda: not here.held() and here.service.has_frames)
-        await here.until(lambda: len(here.service.frames()) == (2 if where == "after" else 1))
-        assert len(here.service.values()) == 1
-        assert here.service.clashes == 0
-        assert len(here.service.events(BOOTED)) == 2
