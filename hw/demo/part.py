@@ -93,9 +93,7 @@ class Part:
 
     async def kill(self) -> None:
         """SIGKILL: nothing is flushed, nothing is said."""
-        process = self.process
-        process.kill()
-        await process.wait()
+        await ended(self.process)
         self.kills += 1
 
     async def stop(self) -> None:
@@ -108,8 +106,14 @@ class Part:
             async with asyncio.timeout(STOP_S):
                 await process.wait()
         except TimeoutError:
-            process.kill()
-            await process.wait()
+            await ended(process)
+
+
+async def ended(process: asyncio.subprocess.Process) -> None:
+    """Kill the process unless it has ended by itself."""
+    if process.returncode is None:
+        process.kill()
+    await process.wait()
 
 
 def python(module: str, *arguments: str) -> list[str]:

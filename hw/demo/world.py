@@ -15,9 +15,9 @@ from typing import Any, Self
 import aiohttp
 
 from hw.demo.checker import Verdict, compare, observations
-from hw.demo.part import Part, PartFailed, free_port, listening, python
+from hw.demo.part import Part, PartFailed, ended, free_port, listening, python
 from hw.virtual.ledger import Ledger, Measurement
-from hw.virtual.programs import mosquitto
+from hw.virtual.programs import die_with_parent, mosquitto
 
 FHIR = "application/fhir+json"
 NHS_NUMBER = "https://fhir.nhs.uk/Id/nhs-number"
@@ -106,8 +106,12 @@ class World:
             *python("sync_service.command", *where, *arguments),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            preexec_fn=die_with_parent,
         )
-        _, said = await process.communicate()
+        try:
+            _, said = await process.communicate()
+        finally:
+            await ended(process)
         if process.returncode:
             raise PartFailed(f"homeward-sync {' '.join(arguments)}: {said.decode().strip()}")
 

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 import aiomqtt
@@ -25,6 +26,7 @@ class Service:
         self.clashes = 0
         self.statuses: list[dict[str, Any]] = []
         self.deaf = False
+        self.before_ack: Callable[[int], None] = lambda count: None  # of a Batch with so many Records
 
     async def run(self, client: aiomqtt.Client) -> None:
         """Serve until cancelled."""
@@ -48,6 +50,7 @@ class Service:
             self.repeats += before is not record
             self.clashes += before != record
         last = batch.first + batch.count - 1 if batch.count else 0
+        self.before_ack(batch.count)
         utc_ms = time.time_ns() // 1_000_000
         return encode_ack(
             Ack(batch.journal_id, batch.nonce, self.through, batch.first, last, None, utc_ms, OFFSET_MIN)
