@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-SETTLED = 15
+SETTLED = 2
 
 sys.path.insert(0, str(ROOT / "tests/firmware"))
 
