@@ -104,7 +104,7 @@ class Bonds:
 
     def handles(self, address: bytes) -> "dict[int, int]":
         """Return the characteristics of a bonded Sensor by value handle, as last discovered."""
-        return {handle: uuid for handle, uuid in self._handles.get(address.hex(), ())}
+        return {row[0]: row[1] for row in self._handles.get(address.hex(), ())}
 
     def keep_handles(self, address: bytes, handles: "dict[int, int]") -> None:
         """Remember them: a Sensor that knows us may indicate before we have discovered it again."""
