@@ -104,7 +104,7 @@ class Bonds:
 
     def handles(self, address: bytes) -> "dict[int, int]":
         """Return the characteristics of a bonded Sensor by value handle, as last discovered."""
-        return dict(self._handles.get(address.hex(), ()))
+        return {row[0]: row[1] for row in self._handles.get(address.hex(), ())}
 
     def keep_handles(self, address: bytes, handles: "dict[int, int]") -> None:
         """Remember them: a Sensor that knows us may indicate before we have discovered it again."""
@@ -154,7 +154,8 @@ class Bonds:
         blocks = self._half // self._flash.block_bytes
         for position in range(copy * blocks, (copy + 1) * blocks):
             self._flash.erase(position)
-        self._flash.program(start + _HEADER_BYTES, content + b"\xff" * (padded(len(content)) - len(content)))
+        words = content + b"\xff" * (padded(len(content)) - len(content))
+        self._flash.program(start + _HEADER_BYTES, memoryview(words))
         self._flash.program(start, header)
         self._generation += 1
         self._newest = copy

@@ -47,7 +47,7 @@ class Wire:
     async def open(self, host: str, port: int, tls: "SSLContext", wait_ms: int) -> None:
         """Connect. The TLS handshake happens with the first `flush`, and takes its time there."""
         self._out_end = self._at = self._end = 0
-        opening = asyncio.open_connection(host, port, tls, host)
+        opening = asyncio.open_connection(host, port, tls, host)  # type: ignore[arg-type]
         self._stream = (await for_answer(opening, wait_ms))[1]
 
     async def flush(self) -> None:

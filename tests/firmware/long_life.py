@@ -97,16 +97,17 @@ def speed(work, count):
 
 def main():
     kit, service = Kit(), Service()
-    begin_ms = (1 << 30) - DAY_MS
+    now_ms = (1 << 30) - DAY_MS
     heap = [0] * DAYS  # its growth would be measured too
     for number in range(DAYS):
-        day(kit, service, begin_ms + number * DAY_MS)
+        day(kit, service, now_ms)
+        now_ms += DAY_MS  # `number * DAY_MS` becomes a long integer on the 13th day: garbage of this script
         heap[number] = used()
     before = service.received
     event = event_of(19)
     appends = speed(lambda: [kit.indicate(event) for _ in range(60)], 60)
     start = time.ticks_us()
-    drain(kit, service, begin_ms + DAYS * DAY_MS)
+    drain(kit, service, now_ms)
     drains = (service.received - before) * 1_000_000 // time.ticks_diff(time.ticks_us(), start)
     print(
         json.dumps(
