@@ -1,14 +1,12 @@
 """A Kit for tests: the firmware on a virtual board, real Sensors in its room, a real broker, a service."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-
+from gateway.linux.config import Config
+from hw.demo.kit import identity as kit_identity
 from hw.demo.kit import release
 from hw.hil.service import Service
 from hw.virtual.board_host import Board
@@ -23,7 +21,6 @@ from tests import broker
 KIT = "HW-0001"
 GATEWAY, CUFF, OXIMETER = (f"C0:00:00:00:00:0{n}" for n in range(1, 4))
 HABITS = Habits(window_s=6.0, linger_s=2.6, advertising_ms=20)
-_TO_2000_S = 946_684_800
 _PATIENCE_S = 40.0
 
 
@@ -62,24 +59,20 @@ class Home:
 _SENSOR_DRAINED = 5
 
 
-def provision(board: Board, sync: Path, port: int, *, pair_s: int = 60) -> None:
+def provision(board: Board, sync: Path, port: int) -> None:
     """Write the identity as the Station does."""
     folder = sync / "kits" / KIT
-    board.provision(
-        "homeward",
-        {
-            "kit": KIT.encode(),
-            "host": b"127.0.0.1",
-            "port": port,
-            "wifi": b'[["home", "correct horse"]]',
-            "ca": _certificate(sync / "ca/ca.pem"),
-            "cert": _certificate(folder / "kit.pem"),
-            "key": _key(folder / "kit.key"),
-            "wipe": 1,
-            "pair_s": pair_s,
-            "utc_s": int(time.time()) - _TO_2000_S,
-        },
+    config = Config(
+        kit=KIT,
+        journal=sync / "unused",
+        sensors=sync / "unused",
+        host="127.0.0.1",
+        port=port,
+        ca=sync / "ca/ca.pem",
+        certificate=folder / "kit.pem",
+        key=folder / "kit.key",
     )
+    board.provision("homeward", kit_identity(config))
 
 
 @asynccontextmanager
@@ -105,17 +98,3 @@ async def home(folder: Path, bits: int, heap: str | None) -> AsyncIterator[Home]
                 await sensor.power_off()
             answering.cancel()
             await asyncio.gather(answering, return_exceptions=True)
-
-
-def _certificate(path: Path) -> bytes:
-    certificate = x509.load_pem_x509_certificate(path.read_bytes())
-    return certificate.public_bytes(serialization.Encoding.DER)
-
-
-def _key(path: Path) -> bytes:
-    key = serialization.load_pem_private_key(path.read_bytes(), None)
-    return key.private_bytes(
-        serialization.Encoding.DER,
-        serialization.PrivateFormat.TraditionalOpenSSL,
-        serialization.NoEncryption(),
-    )
