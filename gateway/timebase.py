@@ -295,7 +295,7 @@ class SensorTimeline:
         count = self._linked_until(at)
         proved: list[Bound] = []
         doubtful: list[Bound] = []
-        for index in range(count):
+        for index in range(1, count):  # before the first one stands a read that is not remembered any more
             ran, first, last, reach = self._links[index]
             if first <= stamp <= last:
                 before, after = self._reads[index - 1], self._reads[index]

@@ -2,7 +2,7 @@ import unittest
 
 from gateway.reading import BLOOD_PRESSURE, CONTINUOUS, GOOD, Reading
 from gateway.record import CLOCK_AFTER, CLOCK_BEFORE, CLOCK_SET
-from gateway.timebase import SensorTimeline, Time, Timebase
+from gateway.timebase import MAX_READS, SensorTimeline, Time, Timebase
 
 SECOND = 1000
 MINUTE = 60 * SECOND
@@ -288,6 +288,14 @@ class Sensors(unittest.TestCase):
         time = self.taken(5 * HOUR, 15 * HOUR)  # by a clock set back 8 h after the last read?
         self.assertEqual(time.quality, "bracketed")
         self.assertTrue(time.earliest_ms <= BIRTH + 5 * HOUR and time.latest_ms >= BIRTH + 13 * HOUR)
+
+    def test_a_timestamp_older_than_the_reads_that_are_remembered_is_not_believed(self):
+        for hour in range(MAX_READS + 12):
+            self.read(hour * HOUR, hour * HOUR)
+        taken = 11 * HOUR + 30 * MINUTE  # between the last read that is forgotten and the first that is not
+        time = self.taken(taken, (MAX_READS + 11) * HOUR + MINUTE)
+        self.assertEqual(time.quality, "bracketed")
+        self.assertTrue(time.earliest_ms <= BIRTH + taken <= time.latest_ms)
 
     def test_reads_after_the_receipt_do_not_count(self):
         self.read(0, 0)
