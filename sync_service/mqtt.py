@@ -7,6 +7,7 @@ ingest has no room for is not read from the socket, so that it waits with the br
 import asyncio
 import logging
 import random
+import socket
 import ssl
 from collections import deque
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 SUBSCRIPTIONS = ("$share/sync/homeward/1/+/up", "homeward/1/+/status")
 """Workers share the Batches; a status is idempotent and may come to each."""
+NO_DELAY = ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),)
+"""An Ack is a small packet that a Kit waits for: Nagle would hold it back for the one before."""
 KEEPALIVE_S = 30
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 15.0
@@ -79,7 +82,12 @@ class Link:
     async def _serve(self, ingest: Ingest) -> None:
         broker = self._broker
         client = aiomqtt.Client(
-            broker.host, broker.port, identifier=SERVICE, keepalive=KEEPALIVE_S, tls_context=self._tls
+            broker.host,
+            broker.port,
+            identifier=SERVICE,
+            keepalive=KEEPALIVE_S,
+            tls_context=self._tls,
+            socket_options=NO_DELAY,
         )
         async with client:
             for topic in SUBSCRIPTIONS:
