@@ -73,6 +73,7 @@ class Timebase:
 
     def __init__(self) -> None:
         self.floor_ms = 0
+        self.changes = 0  # grows when a time that was told before may be another one now
         self._boots: dict[int, _Boot] = {}
         self._newest = -1
         self._brackets: dict[int, tuple[int, int | None]] | None = None
@@ -80,7 +81,7 @@ class Timebase:
     def not_before(self, utc_ms: int) -> None:
         """Nothing in this Journal is older (provisioning)."""
         self.floor_ms = max(self.floor_ms, utc_ms)
-        self._brackets = None
+        self._change()
 
     def seen(self, boot: int, uptime_ms: int) -> None:
         """The Journal reaches at least this far: earlier boots have ended."""
@@ -88,13 +89,13 @@ class Timebase:
         if uptime_ms > known.last_ms:
             known.last_ms = uptime_ms
             if boot != self._newest:  # nothing is bracketed by how long the newest boot has lasted
-                self._brackets = None
+                self._change()
 
     def add_anchor(self, boot: int, uptime_ms: int, utc_ms: int, uncertainty_ms: int) -> None:
         """At this uptime it was `utc_ms`, give or take `uncertainty_ms`."""
         self.seen(boot, uptime_ms)
         self._boot(boot).add_anchor((uptime_ms, utc_ms - uncertainty_ms - 1, utc_ms + uncertainty_ms + 1))
-        self._brackets = None
+        self._change()
 
     def add_receipt(self, boot: int, uptime_ms: int, utc_ms: int) -> None:
         """The service got the boot's first Batch, sent at this uptime, at `utc_ms` of its clock."""
@@ -102,7 +103,7 @@ class Timebase:
         known = self._boot(boot)
         if known.receipt is None or _start(uptime_ms, utc_ms) < _start(*known.receipt):
             known.receipt = (uptime_ms, utc_ms)
-            self._brackets = None
+            self._change()
 
     def time_of(self, boot: int, uptime_ms: int) -> "Time | None":
         """Return when this uptime was; None while the boot has no ANCHOR and may still get one."""
@@ -128,8 +129,12 @@ class Timebase:
         if known is None:
             known = self._boots[boot] = _Boot()
             self._newest = max(self._newest, boot)
-            self._brackets = None
+            self._change()
         return known
+
+    def _change(self) -> None:
+        self.changes += 1
+        self._brackets = None
 
     def _between_neighbours(self, boot: int, uptime_ms: int) -> "Time | None":
         self.seen(boot, uptime_ms)
@@ -234,6 +239,8 @@ class SensorTimeline:
         self._timebase = timebase
         self._reads: list[_Read] = []
         self._links: list[_Link] = []  # of each read with the one before
+        self._moments: dict[_Read, Bound] = {}
+        self._moments_of = 0  # `changes` of the Timebase when they were told
         self._run = 0
         self._shown: int | None = None
         self._last_kind = 0
@@ -255,7 +262,7 @@ class SensorTimeline:
         self._reads.append(_Read((boot, uptime_ms), seconds, kind == CLOCK_SET, self._run, self._shown))
         if len(self._reads) > MAX_READS:
             self._link()
-            self._reads.pop(0)
+            self._moments.pop(self._reads.pop(0), None)
             if self._links:
                 self._links.pop(0)
 
@@ -396,6 +403,15 @@ class SensorTimeline:
 
     def _moment_of(self, read: "_Read") -> "Bound":
         """When the Sensor looked at its clock or set it: before the answer was noted, after the set was."""
+        if self._moments_of != self._timebase.changes:
+            self._moments_of = self._timebase.changes
+            self._moments.clear()
+        moment = self._moments.get(read)
+        if moment is None:
+            moment = self._moments[read] = self._look_up(read)
+        return moment
+
+    def _look_up(self, read: "_Read") -> "Bound":
         time = self._timebase.time_of(*read.at)
         assert time is not None, "linked reads have a time"
         if read.was_set:
