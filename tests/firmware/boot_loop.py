@@ -178,4 +178,4 @@ def main(boots):
     )
 
 
-main(int(sys.argv[4]))
+main(int(sys.argv[1]))

@@ -11,17 +11,24 @@ _BATCH_BYTES = 2048
 
 
 class NorFlash:
-    """`watch(torn)` is called before each program and erase; `torn(n)` is a copy whose power failed in it."""
+    """`watch(torn)` is called before each program and erase; `torn(n)` is a copy whose power failed in it.
+
+    That copy is the same object each time: a board's heap has no room in one piece for a new one at each cut.
+    """
 
     TEARS = 3
     """Ways to fail: before it; in the first word; half-way, with random bits of the last word."""
 
-    def __init__(self, blocks=6, block_bytes=1024, cells=None):
+    def __init__(self, blocks=6, block_bytes=1024):
         self.block_bytes = block_bytes
         self.size = blocks * block_bytes
-        self.cells = bytearray(self.size) if cells is None else bytearray(cells)
-        for position in range(blocks if cells is None else 0):
+        self.cells = bytearray(self.size)
+        for position in range(blocks):
             self._blank(position)
+        self._copy = None
+        self._forget()
+
+    def _forget(self):
         self.watch = None
         self.refuses = []  # positions of blocks that raise OSError
         self.forgets = []  # positions of blocks in which bits stay 1
@@ -31,7 +38,12 @@ class NorFlash:
         self.was_read = 0
 
     def copy(self):
-        return NorFlash(self.size // self.block_bytes, self.block_bytes, self.cells)
+        """What a power cut leaves: the cells, and none of the rest."""
+        if self._copy is None:
+            self._copy = NorFlash(self.size // self.block_bytes, self.block_bytes)
+        self._copy.cells[:] = self.cells
+        self._copy._forget()
+        return self._copy
 
     def read(self, offset, buffer):
         assert 0 <= offset <= self.size - len(buffer)

@@ -1,6 +1,6 @@
 """Run a module out of a ROMFS image: `micropython rom.py IMAGE FOLDER MODULE ...`; FOLDER is in the image.
 
-Its code is executed where it lies, as frozen code is on the chip: the heap holds only what it makes.
+To the module, sys.argv is what it is to a program: its own name, then what follows. Its code is executed where it lies, as frozen code is on the chip: the heap holds only what it makes.
 """
 
 import os
@@ -20,6 +20,7 @@ def main(path, folder, module):
         address = mmap(None, size, _READ, _PRIVATE, file.fileno(), 0)
     vfs.mount(vfs.VfsRom(uctypes.bytearray_at(address, size)), "/rom")
     sys.path[:] = ["/rom/" + folder, "/rom", "/rom/tests/gateway", ".frozen"]
+    sys.argv[:] = sys.argv[3:]
     __import__(module)
 
 
