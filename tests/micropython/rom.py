@@ -1,6 +1,7 @@
 """Run a module out of a ROMFS image: `micropython rom.py IMAGE FOLDER MODULE ...`; FOLDER is in the image.
 
-To the module, sys.argv is what it is to a program: its own name, then what follows. Its code is executed where it lies, as frozen code is on the chip: the heap holds only what it makes.
+To the module, sys.argv is what it is to a program: its own name, then what follows. Its code is executed
+where it lies, as frozen code is on the chip: the heap holds only what it makes.
 """
 
 import os
