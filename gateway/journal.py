@@ -18,9 +18,10 @@ first claims a block number under the lock; the handler, if it has to erase in t
 after and leaves a hole.
 
 The handler path allocates nothing and is at most 4 frames deep, `append_frame` and the flash's `program`
-included. A slice would allocate, so there is one view of the buffer for each number of words. Whole words,
-because chips program words: one that is torn then holds bytes of one Record only. What stands behind a
-Record in its last word is 0xFF, which programs nothing.
+included. A slice would allocate, so there are views of the buffer for each number of words that the Records
+of today have, and beyond that in coarser steps. Whole words, because chips program words: one that is torn
+then holds bytes of one Record only. What stands behind a Record in its last words is 0xFF, which programs
+nothing, and which a reader passes word by word.
 """
 
 from gateway.block import (
@@ -76,6 +77,10 @@ _MAX_RECORD_BYTES = const(624)
 """OVERHEAD_BYTES + MAX_BODY_BYTES in whole words."""
 _MIN_RECORD_BYTES = const(24)
 """OVERHEAD_BYTES in whole words."""
+_FINE_BYTES = const(96)
+"""A Record of up to this length, a Frame with a value of 70 bytes, takes just its words."""
+_COARSE_BYTES = const(48)
+"""A longer one is filled up to a multiple of this: a view for each of 156 lengths would be 3 kB of heap."""
 _CHECK_BYTES = const(64)
 """What was programmed is read back in chunks of this size: the usual Frame fits one."""
 _NO_BOUND = const(0x3FFFFFFF)
@@ -220,7 +225,7 @@ class Journal:
             sequence = self.next_sequence
             begin(self._buffer, length, FRAME, 1, sequence, self.boot, uptime_hi, uptime_lo)
             end = seal(self._buffer, put_frame(self._buffer, sensor, flags, characteristic, value))
-            view = self._views[self._pad(end)]
+            view = self._padded(end)
             while not self._write(view):
                 if self._ready:
                     self._open()
@@ -244,7 +249,7 @@ class Journal:
     # --- Send and ack ---------------------------------------------------------------------------------------
 
     def read_batch(
-        self, buffer: bytearray, offset: int, limit_bytes: int, after_sequence: int
+        self, buffer: "bytearray | memoryview", offset: int, limit_bytes: int, after_sequence: int
     ) -> "tuple[int, int, int]":
         """Copy the Records after a sequence into the buffer; return (first sequence or 0, count, end offset).
 
@@ -305,19 +310,24 @@ class Journal:
     def _keep(self, whole: bytes) -> bool:
         """Write an encoded Record; False: no erased block is left. For the main loop."""
         self._buffer[: len(whole)] = whole
-        view = self._views[self._pad(len(whole))]
+        view = self._padded(len(whole))
         while not self._write(view):
             if not self._ready:
                 return False
             self._open()
         return True
 
-    def _pad(self, end: int) -> int:
-        """Fill the Record's last word with 0xFF; return its length in words."""
-        words = (end + WORD_BYTES - 1) // WORD_BYTES
-        for i in range(end, words * WORD_BYTES):
+    def _padded(self, end: int) -> memoryview:
+        """Return a view of the Record in the buffer; behind its end stands 0xFF."""
+        if end <= _FINE_BYTES:
+            view = self._views[(end + WORD_BYTES - 1) // WORD_BYTES]
+        else:
+            view = self._views[
+                (_FINE_BYTES // WORD_BYTES) + (end - _FINE_BYTES + _COARSE_BYTES - 1) // _COARSE_BYTES
+            ]
+        for i in range(end, len(view)):
             self._buffer[i] = 0xFF
-        return words
+        return view
 
     def _write(self, view: memoryview) -> bool:
         """Program at the head and read it back. False: no room, or a bad block, which is left."""
@@ -591,6 +601,10 @@ class _Cursor:
 
 
 def _views(buffer: bytearray) -> "tuple[memoryview, ...]":
-    """Return a view of the first 0, 1, 2, ... words of the buffer."""
+    """Return views of the first 0, 1, 2, ... words of the buffer, then in coarse steps to its end."""
     view = memoryview(buffer)
-    return tuple([view[:length] for length in range(0, len(buffer) + 1, WORD_BYTES)])
+    fine = [view[:length] for length in range(0, min(len(buffer), _FINE_BYTES) + 1, WORD_BYTES)]
+    return tuple(
+        fine
+        + [view[:length] for length in range(_FINE_BYTES + _COARSE_BYTES, len(buffer) + 1, _COARSE_BYTES)]
+    )
