@@ -311,6 +311,8 @@ class SensorTimeline:
                 else:
                     doubtful += self._around(before, after, reach, stamp)
         self._beside(stamp, at, latest_ms, count, proved, doubtful)
+        if len(proved) == 1 and not doubtful and proved[0][0] <= latest_ms:  # nearly always
+            return Time(proved[0][0], min(latest_ms, proved[0][1]), SENSOR_CORRECTED)
         proved = [bound for bound in proved if bound[0] <= latest_ms]
         if not proved:
             return None

@@ -10,6 +10,7 @@ the commit under way finish and its Acks go out; kill -9 needs no such kindness.
 
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -39,6 +40,10 @@ PAUSE_FIRST_S = 0.2
 PAUSE_MAX_S = 30.0
 STEADY_S = 60.0
 """A task that ran for so long has recovered: its next pause is short again."""
+
+COLLECT_EVERY = 50_000
+"""Objects made between two looks for garbage in cycles: of Readings there is none, and looking after every
+700 took a tenth of the time."""
 
 
 class App:
@@ -111,8 +116,13 @@ class App:
             await asyncio.sleep(random.uniform(0, min(PAUSE_MAX_S, PAUSE_FIRST_S * 2 ** min(failures, 16))))
 
     async def _derive(self) -> None:
-        bracket_ms = self._config.max_bracket_ms
-        await derive.run(self._store, self._derive_wake, self._outbox_wake, max_bracket_ms=bracket_ms)
+        await derive.run(
+            self._store,
+            self._derive_wake,
+            self._outbox_wake,
+            quiet=self._ingest.quiet,
+            max_bracket_ms=self._config.max_bracket_ms,
+        )
 
     async def _console(self) -> None:
         config = self._config
@@ -158,6 +168,8 @@ async def serve(config: Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(COLLECT_EVERY)
     with only_one(config.store):
         hub = Hub(config.hub.url, token=config.hub.token())
         async with Store.open(config.store) as store, hub:

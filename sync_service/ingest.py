@@ -26,6 +26,8 @@ QUEUE_LIMIT = 512
 """Arrivals that wait for a commit, 2 MB at most. When it is full the socket is not read: the Kits feel it."""
 GROUP_LIMIT = 128
 """Arrivals in one transaction: some 6,000 Records, 30 ms. More would only make the first Ack wait."""
+QUIET_S = 0.005
+"""A Kit that has more sends it within milliseconds of its Ack."""
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 5.0
 """Full jitter up to this between attempts while the Store can't write."""
@@ -51,6 +53,7 @@ class Ingest:
         self._room.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._offered = 0
         self._failures = 0  # of the Store, in a row
         self.dropped = 0  # arrivals that the Store could not take
 
@@ -62,6 +65,7 @@ class Ingest:
     def offer(self, topic: str, whole: bytes) -> None:
         """Take what has come on a topic."""
         self._queue.append(decode(topic, whole, self._clock_ms()))
+        self._offered += 1
         self._news.set()
         self._idle.clear()
         if self.is_full:
@@ -74,6 +78,15 @@ class Ingest:
     async def idle(self) -> None:
         """Wait until all that was offered has been stored and acked, or dropped."""
         await self._idle.wait()
+
+    async def quiet(self) -> None:
+        """Wait until all that was offered has been stored, and nothing more comes at once."""
+        while True:
+            await self._idle.wait()
+            offered = self._offered
+            await asyncio.sleep(QUIET_S)
+            if self._offered == offered:
+                return
 
     async def run(self) -> None:
         """Store and ack until cancelled."""

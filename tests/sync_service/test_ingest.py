@@ -370,6 +370,16 @@ async def test_a_full_queue_says_so_and_has_room_again(kits: Kits) -> None:
     assert len(kits.acks) == sequence
 
 
+async def test_ingest_is_quiet_when_all_is_stored_and_nothing_more_comes(kits: Kits) -> None:
+    await asyncio.wait_for(kits.ingest.quiet(), 5)
+    kits.ingest.offer(f"homeward/1/{KIT}/up", batch(frames(1, 2)))
+    waiting = asyncio.create_task(kits.ingest.quiet())
+    await kits.ingest.idle()
+    kits.ingest.offer(f"homeward/1/{KIT}/up", batch(frames(3, 4), first=3))
+    await waiting
+    assert await kits.sequences() == [1, 2, 3, 4]
+
+
 def test_the_offset_is_that_of_the_homes() -> None:
     london = ZoneInfo("Europe/London")
     assert offset_min(NOW_MS, london) == 60
