@@ -40,7 +40,7 @@ BLOCKS, BLOCK_BYTES, DAYS = 6, 1024, 7
 """The smallest ring in which the week's days off line wrap. Blocks of 1 KiB: four times the block ends."""
 LAST_RECORDS = 12
 """Read after a cut program of the third boot: what its block held before, and what was being written."""
-VALUE = b"\x16\x78\x00\x50\x00\x5d\x00\xe9\x07\x0b\x1a\x07\x00\x05\x48\x00"
+VALUE = b"\x06\x78\x00\x50\x00\x5d\x00\xe9\x07\x0b\x1a\x07\x00\x05\x48\x00"
 FAILURES = ("lost", "unrecovered", "changed", "reused")
 _SHOWN = 5
 
