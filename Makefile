@@ -9,7 +9,7 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmwar
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check hil sim power-cuts bench bench-firmware clean
+.PHONY: help setup demo test check hil sim power-cuts bench bench-firmware bench-journal clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -52,6 +52,9 @@ bench: $(VENV)/.test ## 200,000 Readings through the real broker; the last line 
 
 bench-firmware: setup ## the firmware's handler, heap and speed on the board's word size; the last line is JSON
 	@$(RUN) -m tests.bench.firmware
+
+bench-journal: setup ## flash and time per Record, beside JSON lines on littlefs, on MicroPython; the last line is JSON
+	@$(RUN) -m tests.bench.journal
 
 clean: ## remove the environment and what the tools left (not the cache of programs in ~/.cache/homeward)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -133,15 +133,20 @@ class Journal:
     def format(self, journal_id: bytes) -> None:
         """Wipe: erase every block, then begin a Journal with this id. No append may happen meanwhile.
 
-        The newest block is erased last. A wipe that a power cut ends leaves the old Journal, which then says
-        what it has lost, or none: it is wiped again, and no sequence was used twice.
+        The newest block is erased last, and only after its header has gone: half of it would give sequences
+        again. A wipe that a power cut ends leaves the old Journal, which then says what it has lost, or none:
+        it is wiped again.
         """
         assert len(journal_id) == JOURNAL_ID_BYTES
         newest = self._newest_header()
         after = 0 if newest is None else newest.number + 1
         self._reset(b"", -1)
-        for number in range(after, after + self._blocks):
+        for number in range(after, after + self._blocks - 1):
             self._clear(number % self._blocks)
+        last = (after - 1) % self._blocks
+        if newest is not None:
+            self._overwrite(last, HEADER_BYTES)
+        self._clear(last)
         self._reset(journal_id, -1)
         while self._head == self._end:
             if self._ready:
@@ -407,16 +412,20 @@ class Journal:
         return is_erased(self._flash, start, start + self._flash.block_bytes, self._scratch)
 
     def _clear(self, position: int) -> None:
-        """Erase for a wipe. A block that can't be erased is overwritten with 0, which needs no erase."""
-        if self._erase(position):
-            return
+        """Erase for a wipe. A block that can't be erased is overwritten, which needs no erase."""
+        if not self._erase(position) and not self._overwrite(position, self._flash.block_bytes):
+            raise JournalError("block %d can't be wiped" % position)
+
+    def _overwrite(self, position: int, count: int) -> bool:
+        """Program 0 over the first bytes of a block; False: the flash refuses."""
         start = position * self._flash.block_bytes
         zeros = bytearray(HEADER_BYTES)
         try:
-            for offset in range(start, start + self._flash.block_bytes, HEADER_BYTES):
+            for offset in range(start, start + count, HEADER_BYTES):
                 self._flash.program(offset, zeros)
         except OSError:
-            raise JournalError("block %d can't be wiped" % position) from None
+            return False
+        return True
 
     def _say_late(self) -> None:
         """Append the EVENT of a handler that had to erase."""
