@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode, image
+from hw.station import StationError, decode, flash, image
 
-COMMANDS = (decode, image)
+COMMANDS = (decode, flash, image)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
