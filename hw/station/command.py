@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode, image, journal
+from hw.station import StationError, decode, flash, image, journal
 
-COMMANDS = (decode, image, journal)
+COMMANDS = (decode, flash, image, journal)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
