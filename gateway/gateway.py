@@ -8,7 +8,7 @@ described in the same Journal before it.
 """
 
 from gateway.errors import JournalError, SensorError
-from gateway.limits import MAX_SENSORS
+from gateway.limits import MAX_SENSORS, STREAM_WINDOW_MS
 from gateway.peek import is_live
 from gateway.port import const
 from gateway.record import (
@@ -33,6 +33,7 @@ from gateway.record import (
 )
 from gateway.sensor_session import SENSOR_SERVICES, SensorSession
 from gateway.status import encode_status
+from gateway.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,13 +56,15 @@ _BOND_EVENTS = (BOND_MADE, BOND_CHANGED)
 _LINK_EVENT_EVERY_MS = const(600_000)
 """A Sensor that fails whenever it is called shall not fill the Journal; counters tell how often."""
 
-COUNTERS = ("sessions", "failures", "strangers", "scan_failures")
-"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans begun again."""
+COUNTERS = ("sessions", "failures", "strangers", "scan_failures", "thinned")
+"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans begun again; streamed
+values left out."""
 
 
 class Gateway:
     """`frame_flags` stand in every Frame (HOST_CONFIRMED on Linux). Sensors have references 1 to MAX_SENSORS.
 
+    `stream_window_ms`: of continuous oximetry one value in so long is kept, besides each that changes class.
     All times are uptime in ms; only `received` takes it in two halves, since it must not allocate.
     """
 
@@ -74,6 +77,7 @@ class Gateway:
         uplink: "Uplink",
         bonds: "Bonds",
         frame_flags: int = 0,
+        stream_window_ms: int = STREAM_WINDOW_MS,
     ) -> None:
         self.kit = kit
         self.release = release
@@ -85,6 +89,7 @@ class Gateway:
         for bonded in self._bonded:
             bonded.unmarked_through = journal.next_sequence - 1
         self._frame_flags = frame_flags
+        self._stream = Stream(stream_window_ms)
         self._seen_hi: list[int | None] = [None] * (MAX_SENSORS + 1)
         self._seen_lo = [0] * (MAX_SENSORS + 1)
         self._pairing_until_ms = 0
@@ -128,6 +133,18 @@ class Gateway:
         self._seen_hi[sensor] = uptime_hi
         self._seen_lo[sensor] = uptime_lo
         return sequence
+
+    def thins(
+        self, sensor: int, characteristic: int, value: "bytes | memoryview", uptime_hi: int, uptime_lo: int
+    ) -> bool:
+        """Whether to leave a *notified* value out: then it is counted, and not `received`. Does not allocate.
+
+        An indicated one is never asked about: it is confirmed, so it is kept (P1).
+        """
+        if not self._stream.thins(sensor, characteristic, value, uptime_hi, uptime_lo):
+            return False
+        self.counters["thinned"] += 1
+        return True
 
     # --- Sensors --------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import time
 import ffi
 import uctypes
 
-INDICATE = 19
+NOTIFY, INDICATE = 18, 19
 SENSOR, CONNECTION, HANDLE, CHARACTERISTIC = 1, 0, 12, 0x2A35
 ADDRESS = b"\xc0\0\0\0\0\1"
 
