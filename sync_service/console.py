@@ -170,7 +170,7 @@ def _reading(
         "earliest_ms": earliest_ms,
         "latest_ms": latest_ms,
         "quality": quality,
-        "state": delivery or state,
+        "state": delivery if delivery and state == "queued" else state,
         "attempts": attempts or 0,
         "why": reason if state == "held" else answer if delivery in ("queued", "parked") else None,
         "possible_repeat": bool(possible_repeat),

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, unquote
 
 import aiohttp
@@ -40,9 +40,20 @@ DIAGNOSTICS_CHARS = 300
 SEARCH_KEYS = 40
 """Identifiers per search: about 4 kB of URL, which every server and proxy takes."""
 
+NOT_UPDATED = frozenset({404, 405, 410, 501})
+"""Of an update: the server does not update, or this one is gone. Parked, and shown."""
+
 FHIR_JSON = "application/fhir+json"
 # The one thing that says who it is in what we send, and so in what a server may quote of it.
 _PATIENT = re.compile(r"Patient/[\w.-]+")
+
+
+class Held(NamedTuple):
+    """One Observation as the Hub holds it."""
+
+    key: str  # the Hub's own id
+    version: str | None
+    resource: Json
 
 
 class Hub:
@@ -97,19 +108,42 @@ class Hub:
         """How many Observations the Hub holds for each of these identifier values, or why it doesn't say."""
         found: dict[str, int] = dict.fromkeys(values, 0)
         for at in range(0, len(values), SEARCH_KEYS):
-            part = values[at : at + SEARCH_KEYS]
-            condition = quote(",".join(f"{READING_ID}|{value}" for value in part), safe=":/,")
-            answer, content = await self._request(
-                "GET", f"/Observation?identifier={condition}&_count={4 * len(part)}"
-            )
-            if not answer.ok:
-                return answer
-            if not _is_bundle(content, "searchset"):
-                return _no_answer("the search did not return a searchset")
+            content = await self._search(values[at : at + SEARCH_KEYS])
+            if isinstance(content, Answer):
+                return content
             for value in _reading_ids(content):
                 if value in found:
                     found[value] += 1
         return found
+
+    async def held(self, values: Sequence[str]) -> list[Held] | Answer:
+        """The Observations with one of these (few) identifier values, or why the Hub doesn't say."""
+        content = await self._search(values)
+        if isinstance(content, Answer):
+            return content
+        try:
+            return [_held(entry["resource"]) for entry in content.get("entry", ())]
+        except (AttributeError, KeyError, TypeError):
+            return _no_answer("the searchset has entries without a resource")
+
+    async def update(self, held: Held, resource: bytes) -> Answer:
+        """Put this in the place of what the Hub holds, unless that has changed meanwhile."""
+        match = {"If-Match": f'W/"{held.version}"'} if held.version else {}
+        path = f"/Observation/{quote(held.key, safe='')}"
+        answer, _ = await self._request("PUT", path, resource, headers=match)
+        if answer.status == 412:
+            return Answer(409, "somebody else has changed it: to be looked at again")
+        # That this one can't be updated says nothing about the Hub's address.
+        return answer._replace(whole=False) if answer.status in NOT_UPDATED else answer
+
+    async def _search(self, values: Sequence[str]) -> Any:
+        """The searchset of these identifier values, or the Answer that is none."""
+        condition = quote(",".join(f"{READING_ID}|{value}" for value in values), safe=":/,")
+        path = f"/Observation?identifier={condition}&_count={4 * len(values)}"
+        answer, content = await self._request("GET", path)
+        if answer.ok and not _is_bundle(content, "searchset"):
+            return _no_answer("the search did not return a searchset")
+        return content if answer.ok else answer
 
     async def _device(self, name: str, device: Json) -> Answer:
         async with self._making:
@@ -134,9 +168,12 @@ class Hub:
         except (IndexError, KeyError, TypeError):
             return _no_answer("the Hub holds the Device but does not say where")
 
-    async def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[Answer, Any]:
+    async def _request(
+        self, method: str, path: str, body: bytes | None = None, *, headers: dict[str, str] | None = None
+    ) -> tuple[Answer, Any]:
         assert self._session, "use `async with Hub(...)`"
-        headers = {"Content-Type": FHIR_JSON} if body else None
+        if body:
+            headers = {"Content-Type": FHIR_JSON, **(headers or {})}
         # A redirected POST would come back as a GET: a redirect is an Answer, and means a wrong address.
         sending = self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
@@ -273,8 +310,18 @@ def _is_bundle(content: Any, kind: str) -> bool:
     )
 
 
+def _held(resource: Json) -> Held:
+    version = resource.get("meta", {}).get("versionId")
+    return Held(str(resource["id"]), None if version is None else str(version), resource)
+
+
 def _reading_ids(bundle: Json) -> Iterator[str]:
     for entry in bundle.get("entry", ()):
-        for identifier in entry.get("resource", {}).get("identifier", ()):
-            if identifier.get("system") == READING_ID:
-                yield identifier.get("value", "")
+        yield from values_of(entry.get("resource", {}))
+
+
+def values_of(resource: Json) -> Iterator[str]:
+    """The values of our identifiers of an Observation."""
+    for identifier in resource.get("identifier", ()):
+        if identifier.get("system") == READING_ID:
+            yield identifier.get("value", "")
