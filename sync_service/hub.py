@@ -17,6 +17,7 @@ from urllib.parse import quote, unquote
 import aiohttp
 import orjson
 
+from sync_service.clock import Clock, Look
 from sync_service.codes import (
     CUFF_PROFILE,
     GATEWAY_TYPE,
@@ -40,6 +41,9 @@ DIAGNOSTICS_CHARS = 300
 SEARCH_KEYS = 40
 """Identifiers per search: about 4 kB of URL, which every server and proxy takes."""
 
+WITNESS = "the Hub"
+DATE_MS = 1000
+"""Resolution of a Date header."""
 NOT_UPDATED = frozenset({404, 405, 410, 501})
 """Of an update: the server does not update, or this one is gone. Parked, and shown."""
 
@@ -60,13 +64,20 @@ class Hub:
     """One Hub. Use as an async context manager; raises nothing that the Hub can cause."""
 
     def __init__(
-        self, url: str, *, token: str | None = None, connections: int = 16, answer_s: float = ANSWER_S
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        connections: int = 16,
+        answer_s: float = ANSWER_S,
+        clock: Clock | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Accept": FHIR_JSON}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connections, self._answer_s = connections, answer_s
+        self._clock = clock or Clock()
         self._session: aiohttp.ClientSession | None = None
         self._references: dict[str, str] = {}  # Kit or Sensor identity -> 'Device/7'
         # Two deliveries that meet the same new Sensor would race in the Hub's conditional create.
@@ -145,6 +156,19 @@ class Hub:
             return _no_answer("the search did not return a searchset")
         return content if answer.ok else answer
 
+    async def ask_time(self) -> None:
+        """Look at the Hub's clock: any answer shows it, a refusal too."""
+        await self._request("HEAD", "/metadata")
+
+    def _look(self, response: aiohttp.ClientResponse, before_ms: int) -> None:
+        """An answer of a cache (RFC 9111: it has an Age) shows when that was filled."""
+        at = None if "Age" in response.headers else http_date(response.headers.get("Date", ""))
+        if at is None:
+            self._clock.silent(WITNESS)
+        else:
+            shown_ms = int(at.timestamp()) * 1000
+            self._clock.heard(WITNESS, Look(before_ms, self._clock.now_ms(), shown_ms, DATE_MS))
+
     async def _device(self, name: str, device: Json) -> Answer:
         async with self._making:
             if name in self._references:
@@ -174,12 +198,14 @@ class Hub:
         assert self._session, "use `async with Hub(...)`"
         if body:
             headers = {"Content-Type": FHIR_JSON, **(headers or {})}
+        before_ms = self._clock.now_ms()
         # A redirected POST would come back as a GET: a redirect is an Answer, and means a wrong address.
         sending = self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
         )
         try:
             async with sending as response:
+                self._look(response, before_ms)
                 content = await _read(response)
                 return _whole_answer(response, content), content
         except TimeoutError:
@@ -291,13 +317,17 @@ def _retry_after_ms(text: str, now: datetime) -> int | None:
     """Seconds or an HTTP date (RFC 9110 section 10.2.3), as ms from now."""
     if text.isascii() and text.isdecimal() and len(text) < 9:
         return int(text) * 1000
+    at = http_date(text)
+    return max(0, int((at - now).total_seconds() * 1000)) if at else None
+
+
+def http_date(text: str) -> datetime | None:
+    """A date of a header (RFC 9110 section 5.6.7)."""
     try:
         at = parsedate_to_datetime(text)
     except ValueError:
         return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max(0, int((at - now).total_seconds() * 1000))
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _no_answer(why: str) -> Answer:
