@@ -33,6 +33,7 @@ from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_bod
 from gateway.sensors import can_store, decode, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
 from sync_service.assignments import Assignment, bind, of_kit, place
+from sync_service.redate import News, redate
 from sync_service.store import Store, StoreUnavailable, count
 
 log = logging.getLogger(__name__)
@@ -155,7 +156,9 @@ class Deriver:
         records = 0
         found: list[Measurement] = []
         moved: list[tuple[int, int]] = []
+        looked_at: list[Journal] = []
         for journal in self._with_work(db):
+            looked_at.append(journal)
             before = journal.cursor
             records += self._advance(db, journal, CHUNK_RECORDS - records, found, now_ms)
             if journal.cursor > before:
@@ -166,6 +169,10 @@ class Deriver:
         db.executemany("update journal set derived_through = ? where journal = ?", moved)
         for journal in {one.journal.number: one.journal for one in found}.values():
             queued += self._disprove(db, journal, now_ms)
+        for journal in looked_at:
+            if (news := journal.take_news()) is not None:
+                place_again = partial(_Placer(db, self._max_bracket_ms).place, journal)
+                queued += redate(db, journal, news, place_again, now_ms)
         return Derived(records, queued)
 
     def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
@@ -257,6 +264,7 @@ class Source:
         self.feature: Feature | None = None  # 0x2A60
         self.stands_still = False  # one timestamp came with two different values
         self.told = False  # that the clock is disproved has been acted upon
+        self.read_at = 0  # sequence of the last read of its clock
         self._seen: OrderedDict[tuple[int, tuple[int, ...]], tuple[Value, ...]] = OrderedDict()
 
     @property
@@ -285,6 +293,9 @@ class Journal:
         self._timebase.not_before(floor_ms)
         self._looked_through = 0
         self._receipt_boot = -1
+        self._news: News | None = None
+        self._anchor_at = 0  # sequence of the last ANCHOR that was looked at
+        self._boots: dict[int, int] = {}  # boot -> sequence of the last ANCHOR before it
         self._sources: dict[int, Source] = {}
         self._items: dict[
             tuple[int, bytes], dict[int, bytes]
@@ -303,6 +314,7 @@ class Journal:
         for version, body in reversed(recent):
             self._remember(version, body)
         self.disproved()
+        self._news = None  # what bears on Readings up to the cursor was used when the cursor passed it
 
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
@@ -311,15 +323,45 @@ class Journal:
             self._receipt_boot = boot
         if self._looked_through == self.through:
             return
+        told = self._timebase.changes
+        since = self._anchor_at
+        anchored: set[int] = set()
         ahead = db.execute(_CONTEXT, (self.number, self._looked_through, self.through))
-        for type, version, _, boot, uptime_ms, body in ahead:
+        for type, version, sequence, boot, uptime_ms, body in ahead:
             self._timebase.seen(boot, uptime_ms)
+            self._boots.setdefault(boot, self._anchor_at)
             if type == record.ANCHOR and version == 1:
                 with suppress(FormatError):  # quarantined when it is read in its place
                     anchor = decode_body(type, version, body)
                     assert isinstance(anchor, Anchor)
                     self._timebase.add_anchor(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
+                    self._anchor_at = sequence
+                    if sequence <= self.cursor:  # used already: a Reading after it can't be news
+                        told, since = self._timebase.changes, sequence
+                    else:
+                        anchored.add(boot)
         self._looked_through = self.through
+        if self._timebase.changes != told:
+            self._add_news(News(since, self.cursor, False))
+        for boot in anchored:
+            if not self._timebase.agrees(boot):
+                self._add_news(News(self._boots[boot], self.cursor, True))
+
+    def take_news(self) -> News | None:
+        """What has become known of times that Readings have already."""
+        news, self._news = self._news, None
+        return news
+
+    def time_again(self, identity: str, body: bytes, sequence: int, boot: int, uptime_ms: int) -> Time | None:
+        """When the value of a Frame was taken, as known now; None: no more than before, or another Sensor."""
+        frame = _frame(1, body)
+        source = self._sources.get(frame.sensor)
+        if source is None or source.identity != identity:
+            return None
+        return self.time_of(source, frame, Moment(sequence, boot, uptime_ms))
+
+    def _add_news(self, news: News) -> None:
+        self._news = news if self._news is None else self._news.joined(news)
 
     def learn(self, type: int, version: int, at: Moment, body: bytes) -> None:
         """Take a Record that is no Frame. Raises FormatError for a known type that is broken."""
@@ -397,6 +439,9 @@ class Journal:
         source = self._sources.get(clock.sensor)
         if source and (read is None or isinstance(read, Clock)):
             source.timeline.clock_read(clock.kind, at.boot, at.uptime_ms, read.date_time if read else None)
+            if source.read_at:
+                self._add_news(News(source.read_at, at.sequence, False))
+            source.read_at = at.sequence
 
     def _learn_event(self, event: Event, at: Moment) -> None:
         source = self._sources.get(event.sensor)

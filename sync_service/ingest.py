@@ -16,6 +16,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import partial
 
 from gateway.message import Ack, ack_topic, encode_ack
+from gateway.record import NO_OFFSET
 from sync_service.arrival import Arrival, Refusal, Said, decode
 from sync_service.batches import Kept, keep
 from sync_service.store import Store, StoreUnavailable
@@ -34,7 +35,10 @@ PAUSE_MAX_S = 5.0
 
 
 class Ingest:
-    """Stores what is offered. `send(topic, ack)` must not block; `wake` is set after each commit."""
+    """Stores what is offered. `send(topic, ack)` must not block; `wake` is set after each commit.
+
+    While `clock_sure` says no, Acks carry no time, and what is received bounds none.
+    """
 
     def __init__(
         self,
@@ -44,9 +48,10 @@ class Ingest:
         *,
         zone: tzinfo,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_sure: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store, self._send, self._wake = store, send, wake
-        self._zone, self._clock_ms = zone, clock_ms
+        self._zone, self._clock_ms, self._clock_sure = zone, clock_ms, clock_sure
         self._queue: deque[Arrival | Said | Refusal] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
@@ -103,7 +108,8 @@ class Ingest:
 
     async def _store_group(self, group: list[Arrival | Said | Refusal]) -> None:
         try:
-            kept = await self._store.write(partial(keep, arrivals=group, now_ms=self._clock_ms()))
+            now_ms, sure = self._clock_ms(), self._clock_sure()
+            kept = await self._store.write(partial(keep, arrivals=group, now_ms=now_ms, sure=sure))
         except StoreUnavailable as error:
             await self._pause(error, len(group))
             return
@@ -136,7 +142,7 @@ class Ingest:
         await asyncio.sleep(random.uniform(0, bound))
 
     def _ack(self, arrival: Arrival, kept: Kept) -> bytes:
-        now_ms = self._clock_ms()
+        now_ms = self._clock_ms() if self._clock_sure() else None
         spans = arrival.spans or [(0, 0)]
         return encode_ack(
             Ack(
@@ -147,7 +153,7 @@ class Ingest:
                 max(last for _, last in spans),
                 kept.replay_from,
                 now_ms,
-                offset_min(now_ms, self._zone),
+                NO_OFFSET if now_ms is None else offset_min(now_ms, self._zone),
             )
         )
 
