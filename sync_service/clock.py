@@ -13,8 +13,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 BOUND_MS = 5_000
-"""Two hosts that are kept by NTP differ by milliseconds, a Date shows whole seconds. Beyond this, one of them is
-not kept."""
+"""Two hosts that are kept by NTP differ by milliseconds, a Date shows whole seconds. Beyond this, one of them
+is not kept."""
 STEADY_MS = 86_400_000
 """A crystal that is off by 50 ppm is off by 4 s after a day without anybody who confirms the time."""
 UNCONFIRMED = "nobody has confirmed the service's clock yet"
