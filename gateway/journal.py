@@ -663,21 +663,16 @@ class Journal:
     def _last_begun(self) -> int:
         """Return the number of the last block that was begun: the newest, or one whose header is rotten.
 
-        Without this look the sequences in that one would be used twice. A block in which nothing can be read
-        was begun if the one after it is erased: blocks are erased in their order.
+        Without this look the sequences in that one would be used twice. The blocks in between may be bad.
         """
-        found, unread = self._newest, -1
+        found = self._newest
         for number in range(self._newest + 1, self._newest + RESERVE_BLOCKS + 2):
             start = self._start(number)
             stop = start + self._flash.block_bytes
-            if read_header(self._flash, number % self._blocks, self._scratch) is not None:
-                unread = -1
-            elif is_erased(self._flash, start + HEADER_BYTES, stop, self._scratch):
-                found = max(found, unread)
-            elif self._holds_newer(number, stop):
-                found = number
-            else:
-                unread = number
+            if read_header(self._flash, number % self._blocks, self._scratch) is None and not is_erased(
+                self._flash, start + HEADER_BYTES, stop, self._scratch
+            ):
+                found = number if self._holds_newer(number, stop) else found
         return found
 
     def _holds_newer(self, number: int, stop: int) -> bool:
