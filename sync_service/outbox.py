@@ -80,6 +80,14 @@ class Devices(NamedTuple):
     sensor: str
 
 
+class Claimed(NamedTuple):
+    """What may be delivered now."""
+
+    rows: dict[str, list[Row]]  # by patient, at most one Bundle's each
+    line: list[str]  # patients who have something due as well, longest due first
+    due_ms: int | None  # when the next row after these is due; None: there is none, or nobody has looked
+
+
 class Delivery(NamedTuple):
     """One Reading on its way: identifier value -> Bundle entry."""
 
@@ -109,6 +117,7 @@ class Outbox:
             0  # Readings up to here were queued before this start: an attempt may have been cut off
         )
         self._busy: set[str] = set()  # patients with a Bundle under way
+        self._line: list[str] = []  # who else waited when somebody last looked
         self.breaker = Breaker(random)
         self.trouble: str | None = None  # why the last request failed as a whole; None: it went well
 
@@ -132,8 +141,10 @@ class Outbox:
         free = min(self._parallel - len(self._busy), self.breaker.allows(now_ms))
         if free <= 0:
             return _seconds(self.breaker.open_until_ms - now_ms)  # or a delivery that ends wakes us
-        free_now = partial(claim, now_ms=now_ms, busy=frozenset(self._busy), patients=free)
-        claimed, due_ms = await self._store.read(free_now)
+        free_now = partial(
+            claim, now_ms=now_ms, busy=frozenset(self._busy), patients=free, line=tuple(self._line)
+        )
+        claimed, self._line, due_ms = await self._store.read(free_now)
         for patient, rows in claimed.items():
             self._busy.add(patient)
             self.breaker.started()
@@ -301,19 +312,30 @@ _CLAIM = """
 
 
 def claim(
-    db: sqlite3.Connection, *, now_ms: int, busy: frozenset[str], patients: int
-) -> tuple[dict[str, list[Row]], int | None]:
-    """What may be delivered now, and when the next row after that is due (None: there is none).
+    db: sqlite3.Connection,
+    *,
+    now_ms: int,
+    busy: frozenset[str],
+    patients: int,
+    line: Sequence[str] = (),
+) -> Claimed:
+    """Claim for at most `patients` patients who are not busy: of each one Bundle's rows, longest due first.
 
-    For each of at most `patients` patients who are not busy: at most one Bundle's rows, longest due first.
+    `line` is who was due by an earlier look: all of them have their turn before everybody is looked at again.
     """
-    waiting = [(patient, due_ms) for patient, due_ms in db.execute(_WAITING) if patient not in busy]
-    due = [patient for patient, due_ms in waiting if due_ms <= now_ms][:patients]
-    claimed = {
+    due, next_ms = [patient for patient in line if patient not in busy], None
+    if not due:
+        waiting = [(patient, due_ms) for patient, due_ms in db.execute(_WAITING) if patient not in busy]
+        due = [patient for patient, due_ms in waiting if due_ms <= now_ms]
+        next_ms = min((due_ms for patient, due_ms in waiting if due_ms > now_ms), default=None)
+    rows = {
         patient: [Row(*row) for row in db.execute(_CLAIM, (patient, now_ms, BUNDLE_READINGS))]
-        for patient in due
+        for patient in due[:patients]
     }
-    return claimed, min((due_ms for patient, due_ms in waiting if due_ms > now_ms), default=None)
+    claimed = {patient: found for patient, found in rows.items() if found}
+    if line and not claimed:  # what they had has been withdrawn
+        return claim(db, now_ms=now_ms, busy=busy, patients=patients)
+    return Claimed(claimed, due[patients:], next_ms)
 
 
 def _newest(db: sqlite3.Connection) -> int:
