@@ -353,12 +353,10 @@ _RETRY = """
 _PARK = """
     update outbox set state = 'parked', attempts = attempts + 1, answer = ?
     where reading = ? and state = 'queued' and kind = ?"""
-# The Reading was dated again while it was under way, and what was sent does not hold.
+_TIMES = "select reading, earliest_ms, latest_ms from reading where reading in ({})"
 _AMEND = f"""
     update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?
-    where reading = ? and state = 'done' and exists (
-        select 1 from reading where reading.reading = outbox.reading
-            and (earliest_ms < ? - {ROUNDING_MS} or latest_ms > ? + {ROUNDING_MS}))"""
+    where reading = ? and state = 'done'"""
 # Retracted: now it can go to whom it belongs to, if that is known.
 _RELEASE = f"""
     update outbox set kind = '{CREATE}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
@@ -388,8 +386,8 @@ def settle(
     gone = len(done) - db.executemany(_DONE, done).rowcount if done else 0
     db.executemany(_RETRY, retry)
     db.executemany(_PARK, parked)
-    sent = [row for row in rows if row.kind != RETRACT]
-    db.executemany(_AMEND, [(now_ms, row.reading, row.earliest_ms, row.latest_ms) for row in sent])
+    redated = _redated(db, [row for row in rows if row.kind != RETRACT])
+    db.executemany(_AMEND, [(now_ms, reading) for reading in redated])
     retracted = [row.reading for row in rows if row.kind == RETRACT]
     db.executemany(_RELEASE, [(now_ms, reading) for reading in retracted])
     db.executemany(_END, [(reading,) for reading in retracted])
@@ -407,6 +405,19 @@ def settle(
     if gone:
         # The Hub has Readings that were taken back meanwhile: their rows retract them now.
         count(db, "", "delivered after withdrawal", gone)
+
+
+def _redated(db: sqlite3.Connection, rows: Sequence[Row]) -> list[int]:
+    """The Readings that were dated again while they were under way, so that what was sent does not hold."""
+    query = _TIMES.format(",".join("?" * len(rows)))
+    times = {reading: bound for reading, *bound in db.execute(query, [row.reading for row in rows])}
+    return [row.reading for row in rows if not _holds(row, *times[row.reading])]
+
+
+def _holds(row: Row, earliest_ms: int | None, latest_ms: int | None) -> bool:
+    if earliest_ms is None or latest_ms is None:
+        return True
+    return row.earliest_ms - ROUNDING_MS <= earliest_ms and latest_ms <= row.latest_ms + ROUNDING_MS
 
 
 def _named(row: Row) -> tuple[int, str]:
