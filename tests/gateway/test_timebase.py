@@ -448,6 +448,13 @@ class Sensors(unittest.TestCase):
         self.read(20 * HOUR, 20 * HOUR)
         self.corrected(self.taken(12 * HOUR, 15 * HOUR), 12 * HOUR)
 
+    def test_a_later_read_does_not_widen_what_came_soon_after_a_read(self):
+        self.read(0, 0)
+        self.read(10 * HOUR, 10 * HOUR)
+        before = self.taken(10 * HOUR + 30 * SECOND, 10 * HOUR + 31 * SECOND)
+        self.read(20 * HOUR, 20 * HOUR + 15 * SECOND)
+        self.assertEqual(self.taken(10 * HOUR + 30 * SECOND, 10 * HOUR + 31 * SECOND), before)
+
     def test_a_later_read_that_disagrees_leaves_a_timestamp_that_came_before_it_in_doubt(self):
         self.read(0, 0)
         self.read(10 * HOUR, 10 * HOUR)
