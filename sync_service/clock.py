@@ -62,7 +62,7 @@ class Clock:
             self._confirmed = (self.now_ms(), self._steady_ms())
 
     def silent(self, witness: str) -> None:
-        """It answers and tells no time, though RFC 9110 wants it to: nobody else can be asked, ours stands."""
+        """It answers and tells no time, though RFC 9110 wants that: nobody else can be asked, ours stands."""
         self._doubts.pop(witness, None)
         self._confirmed = (self.now_ms(), self._steady_ms())
 

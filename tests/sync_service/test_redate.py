@@ -178,6 +178,21 @@ async def test_an_answer_that_was_lost_leaves_nothing_with_the_wrong_patient(war
     assert (await observed(ward, patient=other))["status"] == "final"
 
 
+async def test_what_is_taken_back_while_it_is_under_way_is_retracted_after_it(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.frame(CUFF, BP, GOOD_BP)
+    await ward.settled()  # the Devices are known
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    await ward.server.fault("slow", method="POST", seconds=0.1)
+    async with ward.delivering():
+        await ward.until(ward.server.faults_left)
+        other = await given_on(ward, BIRTH_MS - MINUTE)
+        await ward.until(ward.queued)
+    assert (await observed(ward, patient="Patient/1"))["status"] == "entered-in-error"
+    assert (await observed(ward, patient=other))["status"] == "final"
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
