@@ -11,6 +11,7 @@ key      blob  its private key, DER
 wipe     i32   1: begin a new Journal and forget every Sensor at the next boot, once
 pair_s   i32   let unknown Sensors bond for so long after the next boot, once
 stream_s i32   of continuous oximetry, keep one value in so many seconds (1 to 600; 60 when it is not there)
+sntp     blob  name of an SNTP server to ask while the service gives no time; none when it is not there
 utc_s    i32   the latest time that was known, in seconds since 2000
 """
 
@@ -49,6 +50,7 @@ class Identity:
         self.ca = self._blob("ca")
         self.certificate = self._blob("cert")
         self.key = self._blob("key")
+        self.sntp = self._text("sntp")
         self.utc_s = self._number("utc_s", 0) + _TO_2000_S
         self.stream_window_ms = self._number("stream_s", STREAM_WINDOW_MS // 1000) * 1000
         if not 0 < self.stream_window_ms <= STREAM_WINDOW_MAX_MS:
@@ -87,6 +89,13 @@ class Identity:
             return bytes(buffer[: self._nvs.get_blob(key, buffer)])
         except OSError:
             raise IdentityError(key) from None
+
+    def _text(self, key: str) -> str:
+        """Empty when it is not there."""
+        try:
+            return self._blob(key).decode()
+        except IdentityError:
+            return ""
 
     def _number(self, key: str, default: "int | None" = None) -> int:
         try:

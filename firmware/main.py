@@ -15,6 +15,7 @@ from firmware.identity import Identity, IdentityError
 from firmware.indicator import Indicator
 from firmware.mqtt import Link, tls_context
 from firmware.radio import Radio
+from firmware.sntp import Sntp
 from firmware.supervisor import RADIO_MS, STORAGE_MS, UPLINK_MS, Supervisor
 from firmware.wifi import Wifi
 from firmware.wire import Wire
@@ -91,6 +92,7 @@ class Kit:
             keep("radio", self.radio.run),
             keep("wifi", self.wifi.run),
             keep("link", self.link.run),
+            keep("sntp", Sntp(self.gateway, self.clock, self.identity.sntp, self.wifi.is_online).run),
             keep("journal", self._keep_house),
             keep("button", self._watch_button),
             keep("indicator", self.indicator.run),

@@ -80,6 +80,7 @@ HANDLER_RESTARTED = const(11)
 ERASED_LATE = const(12)  # the handler had to erase: no reserve block was left
 REPLAYED = const(13)  # u32 first sequence sent again at the service's request
 UPDATE_ENDED = const(14)
+SNTP_REFUSED = const(15)  # u8 reason (sntp.py)
 
 # LOST reasons.
 OVERWRITTEN = const(1)

@@ -155,7 +155,7 @@ class App:
         before_ms = self._clock.now_ms()
         shown_ms = await self._store.read(utc_ms)
         look = Look(before_ms, self._clock.now_ms(), shown_ms, 1)
-        self._clock.heard("the Store", look)
+        self._clock.heard("the Store", look, confirms=False)
         await self._hub.ask_time()
 
     async def _derive(self) -> None:

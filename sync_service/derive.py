@@ -294,6 +294,7 @@ class Journal:
         self._looked_through = 0
         self._receipt_boot = -1
         self._news: News | None = None
+        self._hints_held: bool | None = None  # None: not looked at since this start
         self._anchor_at = 0  # sequence of the last ANCHOR that was looked at
         self._boots: dict[int, int] = {}  # boot -> sequence of the last ANCHOR before it
         self._sources: dict[int, Source] = {}
@@ -318,12 +319,12 @@ class Journal:
 
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
+        told = self._timebase.changes
         for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
             self._timebase.add_receipt(boot, uptime_ms, received_ms)
             self._receipt_boot = boot
         if self._looked_through == self.through:
             return
-        told = self._timebase.changes
         since = self._anchor_at
         anchored: set[int] = set()
         ahead = db.execute(_CONTEXT, (self.number, self._looked_through, self.through))
@@ -334,7 +335,7 @@ class Journal:
                 with suppress(FormatError):  # quarantined when it is read in its place
                     anchor = decode_body(type, version, body)
                     assert isinstance(anchor, Anchor)
-                    self._timebase.add_anchor(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
+                    self._add_anchor(boot, uptime_ms, anchor)
                     self._anchor_at = sequence
                     if sequence <= self.cursor:  # used already: a Reading after it can't be news
                         told, since = self._timebase.changes, sequence
@@ -343,9 +344,17 @@ class Journal:
         self._looked_through = self.through
         if self._timebase.changes != told:
             self._add_news(News(since, self.cursor, False))
+        if self._timebase.has_hints and self._hints_held != (hold := self._timebase.hints_hold()):
+            self._hints_held = hold
+            self._add_news(News(0, self.cursor, not hold))
         for boot in anchored:
             if not self._timebase.agrees(boot):
                 self._add_news(News(self._boots[boot], self.cursor, True))
+
+    def _add_anchor(self, boot: int, uptime_ms: int, anchor: Anchor) -> None:
+        is_hint = anchor.source == record.FROM_SNTP
+        add = self._timebase.add_hint if is_hint else self._timebase.add_anchor
+        add(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
 
     def take_news(self) -> News | None:
         """What has become known of times that Readings have already."""

@@ -160,8 +160,10 @@ class Hub:
         await self._request("HEAD", "/metadata")
 
     def _look(self, response: aiohttp.ClientResponse, before_ms: int) -> None:
-        """An answer of a cache (RFC 9111: it has an Age) shows when that was filled."""
-        at = None if "Age" in response.headers else http_date(response.headers.get("Date", ""))
+        """An answer of a cache (RFC 9111: it has an Age) shows when that was filled: it says nothing."""
+        at = http_date(response.headers.get("Date", ""))
+        if "Age" in response.headers:
+            return
         if at is None:
             self._clock.silent(WITNESS)
         else:

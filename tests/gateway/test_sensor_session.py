@@ -183,6 +183,20 @@ class CuffTest(unittest.TestCase):
         self.assertEqual(log.lines[-1], ("battery", 88))
         self.assertEqual(log.events(), [SENSOR_CONNECTED, SENSOR_DRAINED])
 
+    def test_on_both_days_of_the_change_the_clock_is_read_as_it_was_and_set_to_the_new_local_time(self):
+        days = (
+            (1_774_749_600_000, 60, b"\xea\x07\x03\x1d\x03\x00\x00"),  # 2026-03-29 02:00 UTC: 03:00
+            (1_792_890_000_000, 60, b"\xea\x07\x0a\x19\x02\x00\x00"),  # 2026-10-25 01:00 BST, not yet
+            (1_792_893_600_000, 0, b"\xea\x07\x0a\x19\x02\x00\x00"),  # an hour later 02:00 again
+        )
+        for utc_ms, offset_min, local in days:
+            log = Log(KNOWN_CUFF, local=(utc_ms + offset_min * 60_000, offset_min))
+            session = begin(log, CUFF)
+            _, now_ms = run(session)
+            run(session, session.due_ms(now_ms))
+            self.assertEqual(log.clocks()[:2], [(CLOCK_BEFORE, ANSWERS[0x2A08]), (CLOCK_SET, local)])
+            self.assertEqual(log.lines[-3][2], offset_min)
+
     def test_every_new_value_is_followed_by_drained_and_the_clock_is_set_once(self):
         log = Log(KNOWN_CUFF)
         session = begin(log, CUFF)
