@@ -246,6 +246,10 @@ def _put(at: int, content: bytes) -> Callable[[bytes], bytes]:
             lambda flash: _with_file(flash, "firmware/main.mpy", b"M"),
             "firmware/main.mpy is not as release.json",
         ),
+        (
+            lambda flash: _with_file(flash, "firmware/wifi.mpy", b"M\5"),
+            "is no bytecode that this MicroPython",
+        ),
         (lambda flash: _with_file(flash, "stranger.py", b"pass"), "stranger.py is not as release.json"),
         (lambda flash: _with_file(flash, "release.json", b"{"), "there is no release.json"),
     ],
