@@ -17,6 +17,7 @@ from hw.station import StationError
 
 BAUD = 460_800
 """What every USB bridge of such boards can do; the ones that can do more do not all do it well."""
+BAUDS = (115_200, 230_400, BAUD, 921_600)
 Progress = Callable[[int, int], None]  # (done, of)
 
 _MB = 1 << 20

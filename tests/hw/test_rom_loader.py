@@ -1,6 +1,7 @@
 """The emulated ROM loader, by the real esptool: what it says it has done is in the flash, and no more."""
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,29 @@ def test_programming_only_clears_bits(tmp_path: Path) -> None:
             flash.read((4 << 20) - 1, 2)
     finally:
         flash.close()
+
+
+def test_as_a_program_it_is_a_board_until_ctrl_c(tmp_path: Path, image: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "hw.virtual.rom_loader",
+        "--flash",
+        str(tmp_path / "flash"),
+        "--mac",
+        MAC,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as board:
+        try:
+            assert board.stdout is not None
+            port = board.stdout.readline().strip()
+            said = subprocess.run(
+                [sys.executable, "-m", "esptool", "--port", port, "--no-stub", "read-mac"],
+                capture_output=True,
+                text=True,
+                cwd=image.parent,
+                check=True,
+            ).stdout
+        finally:
+            board.send_signal(signal.SIGINT)
+    assert MAC.lower() in said and board.returncode == 0
