@@ -30,6 +30,7 @@ _OTHER = (
     "comes back, put the board aside"
 )
 _MEANINGS = (
+    (r"No module named '?esptool", "esptool is not here: pip install 'homeward[station]'"),
     (
         r"Permission denied",
         "you may not use the port {port}: add yourself to the group dialout (Linux), log out and in again",
