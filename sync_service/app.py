@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sync_service import console, derive
+from sync_service import console, derive, station_api
 from sync_service.config import Config
 from sync_service.hub import Hub
 from sync_service.ingest import Ingest
@@ -72,6 +72,7 @@ class App:
                     ("derive", self._derive),
                     ("outbox", self._outbox.run),
                     ("console", self._console),
+                    ("station", self._serve_station),
                     ("state", self._write_state),
                     ("ready", self._say_ready),
                 )
@@ -117,6 +118,10 @@ class App:
     async def _console(self) -> None:
         config = self._config
         await console.run(self._store, host=config.console_host, port=config.console_port)
+
+    async def _serve_station(self) -> None:
+        if self._config.station is not None:
+            await station_api.run(self._store, self._config, self._config.station)
 
     # --- What others see of it ------------------------------------------------------------------------------
 
