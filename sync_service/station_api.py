@@ -25,6 +25,7 @@ import ssl
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +62,10 @@ _REVOKES = ("revoke", "lose", "retire")
 _ADDRESS = re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){5}")
 _JOURNAL = re.compile(r"[0-9a-f]{16}")
 _SERIES = re.compile(r"[A-Z]{2,4}")
+
+
+_WHO: ContextVar[str] = ContextVar("technician")
+"""Who asks, in the task of a request: `bench/NAME`, for the operators have names of their own."""
 
 
 class Refused(Exception):
@@ -138,7 +143,7 @@ class StationService:
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
         try:
-            request["who"] = await self._who(request)
+            _WHO.set(f"bench/{await self._who(request)}")
             return await handler(request)
         except Refused as refused:
             return _problem(refused.status, str(refused))
@@ -171,13 +176,15 @@ class StationService:
     # --- Requests -------------------------------------------------------------------------------------------
 
     async def _status(self, request: web.Request) -> web.Response:
-        return web.json_response({"now_ms": self._clock_ms(), "technician": request["who"], "version": 1})
+        return web.json_response(
+            {"now_ms": self._clock_ms(), "technician": _WHO.get().partition("/")[2], "version": 1}
+        )
 
     async def _make(self, request: web.Request) -> web.Response:
         body = await _body(request, {"series": str, "count": int})
         if not _SERIES.fullmatch(body["series"]):
             raise Refused(400, "series must be 2 to 4 letters, like HW")
-        who, now_ms = request["who"], self._clock_ms()
+        who, now_ms = _WHO.get(), self._clock_ms()
         made = await self._store.write(
             lambda db: life.make(db, body["series"], body["count"], who=who, now_ms=now_ms)
         )
@@ -226,7 +233,7 @@ class StationService:
 
     async def _label(self, request: web.Request) -> web.Response:
         await _body(request, {})
-        kit, who, now_ms = _kit(request), request["who"], self._clock_ms()
+        kit, who, now_ms = _kit(request), _WHO.get(), self._clock_ms()
 
         def label(db: sqlite3.Connection) -> str:
             life.label(db, kit, who=who, now_ms=now_ms)
@@ -254,7 +261,7 @@ class StationService:
 
     async def _mark(self, request: web.Request) -> web.Response:
         body = await _body(request, {"sensor": str, "mark": str}, {"note": str})
-        kit, who, now_ms = _kit(request), request["who"], self._clock_ms()
+        kit, who, now_ms = _kit(request), _WHO.get(), self._clock_ms()
         if not _ADDRESS.fullmatch(body["sensor"]):
             raise Refused(400, "sensor must be its address, like C0:FF:EE:00:00:01")
         note = _note(body.get("note", ""))
@@ -288,7 +295,7 @@ class StationService:
 
     def _wanted(self, request: web.Request, name: str, note: str = "") -> Step:
         days = self._station.self_test_days
-        return Step(_kit(request), name, request["who"], self._clock_ms(), _note(note), days)
+        return Step(_kit(request), name, _WHO.get(), self._clock_ms(), _note(note), days)
 
     def _revoke(self, kit: str) -> None:
         """Its certificate, when it has one."""
