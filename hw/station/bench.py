@@ -1,22 +1,23 @@
-"""The bench: `bench.toml`, what a technician's computer has to know. Checked whole before anything is done.
+"""The bench: a folder with `bench.toml`, what a technician's computer has to know. Checked before all else.
 
 service = "https://homeward.example:8443"       # the Station's API of the service
 ca = "ca.pem"                                   # the project CA, given by the operator
 token_file = "token"                            # 0600; made by `homeward-sync technician add NAME`
-board = "esp32-s3"                              # what Kits are made of
+board = "esp32-s3-8mb"                          # what Kits are made of
 series = "HW"                                   # of the Kits' numbers
 support = "0800 000 0000"                       # telephone number on the label
-folder = "."                                    # Kits' folders, labels and receipts go below it
 pairing_s = 0                                   # unknown Sensors may bond for so long after the first boot
 
 [[networks]]                                    # that every Kit knows, the best one first
 name = "homeward-router"
 password = "..."
 
-Paths are relative to the file, which holds passwords: its mode is 0600.
+Paths are relative to the folder. The file holds passwords: its mode is 0600. Kits' identities go into
+`kits/`, labels and receipts into `papers/`.
 """
 
 import argparse
+import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,6 @@ _KINDS: dict[str, type] = {
     "board": str,
     "series": str,
     "support": str,
-    "folder": str,
     "pairing_s": int,
     "networks": list,
 }
@@ -55,7 +55,7 @@ class Bench:
     token_file: Path
     networks: tuple[tuple[str, str], ...] = field(repr=False)
     folder: Path
-    board: str = "esp32-s3"
+    board: str = "esp32-s3-8mb"
     series: str = "HW"
     support: str = ""
     pairing_s: int = 0
@@ -85,13 +85,21 @@ class Bench:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every command of the bench takes."""
-    parser.add_argument("--bench", type=Path, default=Path(FILE_NAME), help=f"(default: {FILE_NAME} here)")
+    folder = Path(os.environ.get("HOMEWARD_BENCH", "bench"))
+    parser.add_argument(
+        "--bench",
+        metavar="FOLDER",
+        type=Path,
+        default=folder,
+        help=f"the bench's folder ($HOMEWARD_BENCH; {folder})",
+    )
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
-def load(path: Path) -> Bench:
-    """Return the checked config of the bench. Raises BenchError."""
+def load(folder: Path) -> Bench:
+    """Return the checked config of the bench in a folder. Raises BenchError."""
+    path = folder / FILE_NAME
     try:
         if path.stat().st_mode & _OTHERS:
             raise BenchError(f"{path} holds passwords and others can read it: run `chmod 600 {path}`")
@@ -101,7 +109,7 @@ def load(path: Path) -> Bench:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise BenchError(f"{path}: {_why(problem)}") from None
     try:
-        return _bench(table, path.absolute().parent)
+        return _bench(table, folder.absolute())
     except BenchError as problem:
         raise BenchError(f"{path}: {problem}") from None
 
@@ -119,8 +127,7 @@ def _bench(table: dict[str, Any], base: Path) -> Bench:
     if table.get("pairing_s", 0) < 0:
         raise BenchError("pairing_s must not be negative")
     paths = {"ca": base / table["ca"], "token_file": base / table["token_file"]}
-    folder = base / table.get("folder", ".")
-    return Bench(**table | paths | {"folder": folder, "networks": _networks(table["networks"])})
+    return Bench(**table | paths | {"folder": base, "networks": _networks(table["networks"])})
 
 
 def _check_service(service: str) -> None:

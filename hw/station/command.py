@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode
+from hw.station import StationError, decode, label, provision, selftest
 
-COMMANDS = (decode,)
+COMMANDS = (decode, provision, selftest, label)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
