@@ -9,6 +9,7 @@ The folder is 0700. The one rule: a folder that loads can be flashed. Whatever i
 a sentence that names the file and the key, and never what a secret is.
 """
 
+import argparse
 import json
 import os
 import ssl
@@ -22,10 +23,12 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from hw.station import StationError
+from hw.station import StationError, secret
 from sync_service.arrival import KIT
 
 CARD, CA, CERTIFICATE, KEY = "kit.json", "ca.pem", "kit.pem", "kit.key"
+KITS = "kits"
+BENCH_VARIABLE = "HOMEWARD_BENCH"
 NEWEST_FORMAT = 1
 MAX_NETWORKS = 8
 """The Kit's own router, the bench, the home: more than that is a mistake."""
@@ -110,17 +113,27 @@ class KitFolder:
         _check_certificates(self)
 
     def secrets(self) -> dict[str, bytes]:
-        """What may stand in NVS and nowhere else, by name: the key (whole and its bare number), passwords."""
-        key = serialization.load_der_private_key(self.key, None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-        number = key.private_numbers().private_value.to_bytes((key.key_size + 7) // 8, "big")
-        found = {"private key": self.key, "private key's number": number}
-        for position, (_, password) in enumerate(self.networks, 1):
-            if password:
-                found[f"password of network {position}"] = password.encode()
-        if self.portal_key:
-            found["portal key"] = self.portal_key.encode()
-        return found
+        """What may stand in NVS and nowhere else, by a name that says nothing."""
+        return secret.named(self.key, [password for _, password in self.networks], self.portal_key)
+
+
+def add_bench(parser: argparse.ArgumentParser) -> None:
+    """Add the option that says where the bench keeps its Kits."""
+    bench = Path(os.environ.get(BENCH_VARIABLE, "bench"))
+    parser.add_argument(
+        "--bench",
+        metavar="FOLDER",
+        type=Path,
+        default=bench,
+        help=f"the bench's folder (${BENCH_VARIABLE}; {bench})",
+    )
+
+
+def locate(kit: str, bench: Path) -> Path:
+    """The folder of a Kit that is given as a folder or by its name. Raises KitFolderError."""
+    if KIT.fullmatch(kit) and not Path(kit, CARD).is_file():
+        return bench / KITS / kit
+    return Path(kit)
 
 
 _KINDS: dict[str, type] = {
@@ -203,6 +216,15 @@ def _check_certificates(folder: KitFolder) -> None:
     names = [str(one.value) for one in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     if names != [folder.kit]:
         raise KitFolderError(f"{CERTIFICATE} is that of {' '.join(names)}, not of {folder.kit}")
+    if (
+        not ca.not_valid_before_utc.timestamp()
+        <= folder.made_at
+        <= certificate.not_valid_after_utc.timestamp()
+    ):
+        # A Kit begins with this time, and would believe no broker.
+        raise KitFolderError(
+            f"{CARD}: made_at lies outside of the time in which {CA} and {CERTIFICATE} are valid"
+        )
     if not isinstance(key, ec.EllipticCurvePrivateKey) or certificate.public_key() != key.public_key():
         raise KitFolderError(f"{KEY} does not belong to {CERTIFICATE}")
 

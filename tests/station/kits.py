@@ -1,5 +1,6 @@
 """Kit folders for tests, with certificates from a real project CA made on the spot."""
 
+import time
 from pathlib import Path
 
 from cryptography import x509
@@ -18,7 +19,15 @@ def project(folder: Path) -> Path:
     return folder
 
 
-def kit_folder(sync: Path, kit: str, *, board: str = "esp32-4mb") -> KitFolder:
+def kit_folder(
+    sync: Path,
+    kit: str,
+    *,
+    board: str = "esp32-4mb",
+    host: str = "broker.example",
+    port: int = 8883,
+    networks: tuple[tuple[str, str], ...] = NETWORKS,
+) -> KitFolder:
     """A new Kit of that project."""
     place = identity.add_kit(sync, kit)
     ca, certificate = (
@@ -29,9 +38,9 @@ def kit_folder(sync: Path, kit: str, *, board: str = "esp32-4mb") -> KitFolder:
     return KitFolder(
         kit=kit,
         board=board,
-        host="broker.example",
-        port=8883,
-        networks=NETWORKS,
+        host=host,
+        port=port,
+        networks=networks,
         ca=ca,
         certificate=certificate,
         key=key.private_bytes(
@@ -39,7 +48,7 @@ def kit_folder(sync: Path, kit: str, *, board: str = "esp32-4mb") -> KitFolder:
             serialization.PrivateFormat.TraditionalOpenSSL,
             serialization.NoEncryption(),
         ),
-        made_at=1_790_000_000,
+        made_at=int(time.time()),
         portal_key=PORTAL_KEY,
         support="+44 20 7946 0000",
     )

@@ -56,6 +56,7 @@ def test_nobody_else_may_read_it(folder: KitFolder, tmp_path: Path) -> None:
         ({"portal_key": "short"}, "portal_key must have 8 to 63"),
         ({"sensors": ("one",)}, "sensors is not a list of objects"),
         ({"pairing_s": -1}, "whole seconds"),
+        ({"made_at": 1_000_000_000}, "outside of the time in which ca.pem and kit.pem are valid"),
     ],
 )
 def test_what_no_kit_could_work_with_is_neither_saved_nor_loaded(

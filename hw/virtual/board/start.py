@@ -30,7 +30,7 @@ def place(path: str) -> str:
     return "/rom"
 
 
-sys.path[:] = ["/host" + modules] + [place(path) for path in chip.boot["program"]] + [".frozen", "/lib"]
+sys.path[:] = ["/host" + modules] + [place(path) for path in chip.boot["program"]] + ["", ".frozen", "/lib"]
 sys.argv[:] = []
 chip.boot["folder"] = "/host" + chip.boot["folder"]
 
