@@ -17,16 +17,16 @@ Paths are relative to the folder. The file holds passwords: its mode is 0600. Ki
 """
 
 import argparse
-import os
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from hw.station import StationError
+from hw.station import StationError, kit_folder
 
 FILE_NAME = "bench.toml"
+PAPERS = "papers"
 _OTHERS = 0o077
 _KINDS: dict[str, type] = {
     "service": str,
@@ -62,11 +62,11 @@ class Bench:
 
     def kit_folder(self, kit: str) -> Path:
         """Where the Kit's identity lies (hw/station/kit_folder.py)."""
-        return self.folder / "kits" / kit
+        return self.folder / kit_folder.KITS / kit
 
     def papers(self, kit: str) -> Path:
         """Where the Kit's label and receipts go."""
-        return self.folder / "papers" / kit
+        return self.folder / PAPERS / kit
 
     def token(self) -> str:
         """The technician's token, read anew each time. Raises BenchError."""
@@ -85,14 +85,7 @@ class Bench:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every command of the bench takes."""
-    folder = Path(os.environ.get("HOMEWARD_BENCH", "bench"))
-    parser.add_argument(
-        "--bench",
-        metavar="FOLDER",
-        type=Path,
-        default=folder,
-        help=f"the bench's folder ($HOMEWARD_BENCH; {folder})",
-    )
+    kit_folder.add_bench(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and do nothing")
     parser.add_argument("--json", action="store_true", help="for programs")
 

@@ -13,8 +13,8 @@ from hw.station.board import FLASH_SIZES
 
 _CHUNK_BYTES = 256 << 10
 """Read at once: a second at the usual speed, so that somebody sees it go on."""
-_BAUD = 460_800
-"""What every USB bridge of these boards does; the ROM begins with 115,200."""
+_BAUD = 921_600
+"""What every USB bridge of these boards does: 4 MB take 45 s. The S3's own USB takes no notice of it."""
 
 
 class ChipError(StationError):

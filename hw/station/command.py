@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode, image, label, provision, selftest
+from hw.station import StationError, decode, doctor, image, journey, label, monitor, provision, selftest, wipe
 
-COMMANDS = (decode, provision, image, selftest, label)
+COMMANDS = (provision, image, selftest, label, journey, wipe, monitor, doctor, decode)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

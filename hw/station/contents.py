@@ -15,7 +15,7 @@ from gateway.limits import MAX_BATCH_BYTES
 from gateway.record import decode_all, encode
 from hw.station import nvs, partitions, secret
 from hw.station.chip import Flash
-from hw.station.partitions import TABLE_BYTES, TABLE_OFFSET, Partition, PartitionError
+from hw.station.partitions import TABLE_BYTES, TABLE_OFFSET, PartitionError
 from sync_service.arrival import last_of
 from sync_service.kit_id import mistake
 
@@ -37,6 +37,7 @@ class Contents:
     acked: int = 0  # as the Kit knows it
     readable: bool = True
     records: int = 0
+    places: int = 0  # where any of the secrets stands in these partitions, in whatever form
     sensors: list[str] = field(default_factory=list)  # addresses, C0:FF:EE:00:00:01
     secrets: dict[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -53,23 +54,16 @@ def read(flash: Flash) -> Contents:
     except PartitionError:
         found.readable = False
         return found
-    parts = {row.label: row for row in rows}
-    if row := parts.get("nvs"):
-        _identity(found, _of(flash, row))
-    if row := parts.get("bonds"):
-        _bonds(found, _of(flash, row))
-    if row := parts.get("journal"):
-        _journal(found, _of(flash, row))
+    read = {row.label: flash.read(row.offset, row.size) for row in rows if row.label in _READERS}
+    for label, content in read.items():
+        _READERS[label](found, content)
+    found.places = sum(len(secret.places(content, found.secrets)) for content in read.values())
     return found
 
 
 def is_erased(content: bytes) -> bool:
     """Whether nothing was ever written there."""
     return content.count(ERASED) == len(content)
-
-
-def _of(flash: Flash, row: Partition) -> bytes:
-    return flash.read(row.offset, row.size)
 
 
 def _identity(found: Contents, partition: bytes) -> None:
@@ -129,6 +123,9 @@ def _journal(found: Contents, partition: bytes) -> None:
             if len(record.body[_RAW_VALUE]) >= _MIN_SECRET:
                 found.secrets[f"value of Record {record.sequence}"] = record.body[_RAW_VALUE]
             after = last_of(record)
+
+
+_READERS = {"nvs": _identity, "bonds": _bonds, "journal": _journal}
 
 
 class _Read:

@@ -17,6 +17,7 @@ TEXT, PDF, JSON = "receipt.txt", "receipt.pdf", "receipt.json"
 _LABEL_WIDTH = 24
 _LINE_MM = 6.5
 _MODE = 0o600
+_PAGE_MM = (148.0, 210.0)  # A5
 
 
 def lines(receipt: dict[str, Any]) -> list[tuple[str, str]]:
@@ -76,7 +77,7 @@ def read(place: Path) -> dict[str, Any]:
 
 
 def _draw(receipt: dict[str, Any], path: Path) -> None:
-    page = FPDF(unit="mm", format="A5")
+    page = FPDF(unit="mm", format=_PAGE_MM)
     page.set_title(f"Wipe of Homeward Kit {receipt['kit']}")
     page.set_creation_date(datetime.fromtimestamp(receipt["at_ms"] / 1000, UTC))
     page.add_page()

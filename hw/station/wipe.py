@@ -103,7 +103,8 @@ def wipe(
     if drain and held.missing(service.kit(kit)["journals"]):
         _drain(service, held, kit, report)
         held = _look(board, report)
-    given_up = _given_up(held, service.kit(kit), reason)
+    told = service.kit(kit)  # the last question before the receipt is on disk
+    given_up = _given_up(held, told, reason)
     with board() as flash:
         before, proof = _erase(flash, held, report)
         proof |= {"chip": flash.name, "flash_bytes": flash.size}
@@ -115,7 +116,7 @@ def wipe(
         "before": before,
         "erased": list(ERASED),
         "unsent_given_up": given_up,
-        "sensors": _sensors(held, service.kit(kit)),
+        "sensors": _sensors(held, told),
         **proof,
     }
     receipt.write(written, here.papers(kit))
@@ -185,27 +186,24 @@ def _drain(service: Service, held: Contents, kit: str, report: Report) -> None:
 
 
 def _erase(flash: Flash, held: Contents, report: Report) -> tuple[dict[str, int], dict[str, Any]]:
-    """Search, erase, search again; return what was found before and after."""
+    """Erase and search; return what was found before and after."""
 
-    def told(what: str) -> Callable[[int], None]:
-        return lambda done: report.progress(what, done, flash.size)
-
-    report.say(f"reading all {flash.size >> 20} MB before ...")
-    places = secret.places(flash.read(0, flash.size, told("read")), held.secrets)
     report.say("erasing ...")
     flash.erase()
-    report.say("reading it back ...")
-    after = flash.read(0, flash.size, told("read back"))
+    report.say(f"reading all {flash.size >> 20} MB back ...")
+    after = flash.read(0, flash.size, lambda done: report.progress("read back", done, flash.size))
     before = {
         "records": held.records,
         "bonds": len(held.sensors),
         "known": len(held.secrets),
-        "places": len(places),
+        "places": held.places,
     }
+    residue_bytes = len(after) - after.count(contents.ERASED)
     return before, {
         "sha256": hashlib.sha256(after).hexdigest(),
-        "residue_bytes": len(after) - after.count(contents.ERASED),
-        "known_found": len(secret.places(after, held.secrets)),
+        "residue_bytes": residue_bytes,
+        # In what is 0xFF to the last byte nothing can stand.
+        "known_found": len(secret.places(after, held.secrets)) if residue_bytes else 0,
     }
 
 
