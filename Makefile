@@ -9,7 +9,7 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmwar
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check hil sim bench bench-firmware clean
+.PHONY: help setup demo test check hil sim power-cuts bench bench-firmware clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -42,6 +42,9 @@ hil: $(VENV)/.test ## the checks of a real board on a USB port; without one it s
 sim: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the first seed that breaks a promise
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
 	@$(RUN) -m tests.demo_sweep --seeds $(SEEDS) $(ARGS)
+
+power-cuts: $(VENV)/.test ## power fails at every flash operation of a Kit's week, and of each recovery; the last line is JSON
+	@$(RUN) -m tests.power_cuts.proof
 
 bench: $(VENV)/.test ## 200,000 Readings through the real broker; the last line is JSON
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null

@@ -17,6 +17,7 @@ from firmware.mqtt import Link, tls_context
 from firmware.radio import Radio
 from firmware.supervisor import RADIO_MS, STORAGE_MS, UPLINK_MS, Supervisor
 from firmware.wifi import Wifi
+from firmware.wire import Wire
 from gateway.gateway import Gateway
 from gateway.journal import Journal
 from gateway.message import JOURNAL_ID_BYTES, NONCE_BYTES
@@ -47,7 +48,8 @@ class Kit:
             bonds.clear()
             identity.wiped()
         self.journal.mount()
-        uplink = Uplink(self.journal, lambda: os.urandom(NONCE_BYTES))
+        wire = Wire()
+        uplink = Uplink(self.journal, lambda: os.urandom(NONCE_BYTES), buffer=wire.room)
         self.gateway = Gateway(
             identity.kit, release.RELEASE, journal=self.journal, uplink=uplink, bonds=bonds
         )
@@ -57,6 +59,7 @@ class Kit:
         self.link = Link(
             self.gateway,
             self.clock,
+            wire,
             host=identity.host,
             port=identity.port,
             tls=tls_context(identity.ca, identity.certificate, identity.key),

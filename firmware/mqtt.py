@@ -12,7 +12,7 @@ import ssl
 import umqtt.simple
 
 from firmware.wait import for_event
-from firmware.wire import Absent, Wire
+from firmware.wire import Absent
 from gateway.message import ack_topic, status_topic, up_topic
 from gateway.port import const
 from gateway.status import STATUS_EVERY_MS, encode_offline
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from firmware.clock import Clock
+    from firmware.wire import Wire
     from gateway.gateway import Gateway
 
 _CONNECT_WAIT_MS = const(15_000)
@@ -57,6 +58,7 @@ class Link:
         self,
         gateway: "Gateway",
         clock: "Clock",
+        wire: "Wire",
         *,
         host: str,
         port: int,
@@ -74,8 +76,7 @@ class Link:
         self._tls = tls
         self._online = online
         self._alive = alive
-        self._wire = Wire()
-        umqtt.simple.socket = self._wire
+        self._wire = umqtt.simple.socket = wire
         self._news = asyncio.Event()
         self._up = up_topic(gateway.kit).encode()
         self._ack = ack_topic(gateway.kit).encode()

@@ -4,6 +4,8 @@ umqtt writes each packet in many small pieces, and reads as if everything were t
 collected until `flush` sends it in one piece, and a whole packet is brought in by `packet` before umqtt may
 read it. Where it would read more than that, `read` raises Absent.
 
+A Batch is not copied: it is made in `room`, which is the rest of the buffer behind the place of its header.
+
 The end of the stream, silence and a packet that is too large are OSErrors, as everything that ends a link.
 """
 
@@ -18,8 +20,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ssl import SSLContext
 
-_MAX_OUT_BYTES = MAX_BATCH_BYTES + 128
-"""The longest Batch with its topic: what is sent at once."""
+_HEAD_BYTES = const(128)
+"""MQTT's header and the topic of a Batch, 34 bytes with a Kit's number of eight."""
+_MAX_OUT_BYTES = _HEAD_BYTES + MAX_BATCH_BYTES
 _MAX_IN_BYTES = const(512)
 """An Ack with its topic takes 80 bytes. A broker may not fill the heap."""
 _SEND_WAIT_MS = const(15_000)
@@ -37,7 +40,8 @@ class Wire:
         self._stream: asyncio.StreamWriter | None = None
         self._out = bytearray(_MAX_OUT_BYTES)
         self._out_view = memoryview(self._out)
-        self._out_end = 0
+        self._out_start = self._out_end = 0
+        self.room = self._out_view[_HEAD_BYTES:]
         self._in = bytearray(_MAX_IN_BYTES)
         self._in_view = memoryview(self._in)
         self._at = self._end = 0  # of the packet that has not been read
@@ -46,17 +50,17 @@ class Wire:
 
     async def open(self, host: str, port: int, tls: "SSLContext", wait_ms: int) -> None:
         """Connect. The TLS handshake happens with the first `flush`, and takes its time there."""
-        self._out_end = self._at = self._end = 0
+        self._out_start = self._out_end = self._at = self._end = 0
         opening = asyncio.open_connection(host, port, tls, host)  # type: ignore[arg-type]
         self._stream = (await for_answer(opening, wait_ms))[1]
 
     async def flush(self) -> None:
         """Send all that was written."""
-        stream, end = self._stream, self._out_end
-        self._out_end = 0
+        stream, start, end = self._stream, self._out_start, self._out_end
+        self._out_start = self._out_end = 0
         if stream is None:
             raise OSError(errno.ENOTCONN)
-        stream.write(self._out_view[:end])
+        stream.write(self._out_view[start:end])
         await for_answer(stream.drain(), _SEND_WAIT_MS)
 
     async def end(self) -> None:
@@ -120,14 +124,25 @@ class Wire:
         """The link has its own deadlines."""
 
     def write(self, piece: "bytes | bytearray | memoryview", count: int = -1) -> int:
-        """Collect a piece, or its first `count` bytes."""
+        """Collect a piece, or its first `count` bytes. A view is one of `room`."""
         length = len(piece) if count < 0 else count
+        if isinstance(piece, memoryview):
+            self._join(length)
+            return length
         end = self._out_end + length
         if end > _MAX_OUT_BYTES:
             raise OSError(errno.ENOBUFS)
         self._out[self._out_end : end] = memoryview(piece)[:length]
         self._out_end = end
         return length
+
+    def _join(self, length: int) -> None:
+        """Move the header up to the Batch."""
+        head = self._out_end
+        if head > _HEAD_BYTES or length > MAX_BATCH_BYTES:
+            raise OSError(errno.ENOBUFS)
+        self._out_start, self._out_end = _HEAD_BYTES - head, _HEAD_BYTES + length
+        self._out[self._out_start : _HEAD_BYTES] = self._out[:head]
 
     def read(self, count: int) -> bytes:
         """Return exactly so many bytes of the packet that is here."""

@@ -18,9 +18,10 @@ first claims a block number under the lock; the handler, if it has to erase in t
 after and leaves a hole.
 
 The handler path allocates nothing and is at most 4 frames deep, `append_frame` and the flash's `program`
-included. A slice would allocate, so there is one view of the buffer for each number of words. Whole words,
-because chips program words: one that is torn then holds bytes of one Record only. What stands behind a
-Record in its last word is 0xFF, which programs nothing.
+included. A slice would allocate, so there are views of the buffer for each number of words that the Records
+of today have, and beyond that in coarser steps. Whole words, because chips program words: one that is torn
+then holds bytes of one Record only. What stands behind a Record in its last words is 0xFF, which programs
+nothing, and which a reader passes word by word.
 """
 
 from gateway.block import (
@@ -76,10 +77,12 @@ _MAX_RECORD_BYTES = const(624)
 """OVERHEAD_BYTES + MAX_BODY_BYTES in whole words."""
 _MIN_RECORD_BYTES = const(24)
 """OVERHEAD_BYTES in whole words."""
+_FINE_BYTES = const(96)
+"""A Record of up to this length, a Frame with a value of 70 bytes, takes just its words."""
+_COARSE_BYTES = const(48)
+"""A longer one is filled up to a multiple of this: a view for each of 156 lengths would be 3 kB of heap."""
 _CHECK_BYTES = const(64)
 """What was programmed is read back in chunks of this size: the usual Frame fits one."""
-_NO_BOUND = const(0x3FFFFFFF)
-"""The largest small integer of 32-bit MicroPython: no sequence gets there."""
 _MIN_BLOCKS = RESERVE_BLOCKS + 2
 """The one that is written, those in reserve, and one that can be erased."""
 
@@ -157,7 +160,7 @@ class Journal:
         self.next_sequence = newest.first_sequence
         self.acked = newest.acked
         self._recover()
-        self.boot += 1
+        self.boot += 2 if self._torn else 1  # what is torn may have been all that a boot has left
         self._acked_written = self.acked
         for number in range(self._target, self._target + RESERVE_BLOCKS):
             start = self._start(number)
@@ -220,7 +223,7 @@ class Journal:
             sequence = self.next_sequence
             begin(self._buffer, length, FRAME, 1, sequence, self.boot, uptime_hi, uptime_lo)
             end = seal(self._buffer, put_frame(self._buffer, sensor, flags, characteristic, value))
-            view = self._views[self._pad(end)]
+            view = self._padded(end)
             while not self._write(view):
                 if self._ready:
                     self._open()
@@ -244,7 +247,7 @@ class Journal:
     # --- Send and ack ---------------------------------------------------------------------------------------
 
     def read_batch(
-        self, buffer: bytearray, offset: int, limit_bytes: int, after_sequence: int
+        self, buffer: "bytearray | memoryview", offset: int, limit_bytes: int, after_sequence: int
     ) -> "tuple[int, int, int]":
         """Copy the Records after a sequence into the buffer; return (first sequence or 0, count, end offset).
 
@@ -305,19 +308,24 @@ class Journal:
     def _keep(self, whole: bytes) -> bool:
         """Write an encoded Record; False: no erased block is left. For the main loop."""
         self._buffer[: len(whole)] = whole
-        view = self._views[self._pad(len(whole))]
+        view = self._padded(len(whole))
         while not self._write(view):
             if not self._ready:
                 return False
             self._open()
         return True
 
-    def _pad(self, end: int) -> int:
-        """Fill the Record's last word with 0xFF; return its length in words."""
-        words = (end + WORD_BYTES - 1) // WORD_BYTES
-        for i in range(end, words * WORD_BYTES):
+    def _padded(self, end: int) -> memoryview:
+        """Return a view of the Record in the buffer; behind its end stands 0xFF."""
+        if end <= _FINE_BYTES:
+            view = self._views[(end + WORD_BYTES - 1) // WORD_BYTES]
+        else:
+            view = self._views[
+                (_FINE_BYTES // WORD_BYTES) + (end - _FINE_BYTES + _COARSE_BYTES - 1) // _COARSE_BYTES
+            ]
+        for i in range(end, len(view)):
             self._buffer[i] = 0xFF
-        return words
+        return view
 
     def _write(self, view: memoryview) -> bool:
         """Program at the head and read it back. False: no room, or a bad block, which is left."""
@@ -396,14 +404,17 @@ class Journal:
             self._flash.erase(position)
         except OSError:
             return False
-        return True
+        return is_erased(self._flash, start, start + self._flash.block_bytes, self._scratch)
 
     def _clear(self, position: int) -> None:
-        """Erase for a wipe. A block that can't be erased loses at least its header; that needs no erase."""
+        """Erase for a wipe. A block that can't be erased is overwritten with 0, which needs no erase."""
         if self._erase(position):
             return
+        start = position * self._flash.block_bytes
+        zeros = bytearray(HEADER_BYTES)
         try:
-            self._flash.program(position * self._flash.block_bytes, bytearray(HEADER_BYTES))
+            for offset in range(start, start + self._flash.block_bytes, HEADER_BYTES):
+                self._flash.program(offset, zeros)
         except OSError:
             raise JournalError("block %d can't be wiped" % position) from None
 
@@ -484,19 +495,20 @@ class Journal:
             while cursor.offset < cursor.stop:
                 record = read_record(self._flash, cursor.offset, cursor.stop, self._scratch)
                 if record is None:
-                    cursor.offset += WORD_BYTES
+                    # A block that was left is erased to its end: thousands of reads if word by word.
+                    erased = is_erased(self._flash, cursor.offset, cursor.stop, self._scratch)
+                    cursor.offset = cursor.stop if erased else cursor.offset + WORD_BYTES
                     continue
                 length = OVERHEAD_BYTES + len(record.body)
                 if record.type != ACKED and expected <= record.sequence < cursor.bound:
                     cursor.reason = BAD_BLOCK if cursor.header is None else ROTTEN
                     return record.sequence, length
                 cursor.offset += padded(length)
+            cursor.reason = BAD_BLOCK if cursor.header is None else ROTTEN
             if cursor.number == cursor.newest:
-                cursor.reason = ROTTEN
                 if cursor.torn:  # as the next block will say
                     cursor.reason, cursor.boot = TORN, self.boot
                 return cursor.next_sequence, 0
-            cursor.reason = BAD_BLOCK if cursor.header is None else ROTTEN
             self._enter(cursor, cursor.number + 1)
             if cursor.header is not None and expected < cursor.header.first_sequence:
                 if cursor.header.flags & AFTER_TEAR:
@@ -527,48 +539,68 @@ class Journal:
         """Find the head behind the newest block's last Record."""
         tail = self._walk(self._newest)
         clean = is_erased(self._flash, tail, self._end, self._scratch)
-        if self._more_beyond():
-            self._newest += 1
-            self._target += 1
-            self._walk(self._newest)
+        begun = self._last_begun()
+        if begun > self._newest:
+            self._newest = begun
+            self._target = begun + 1
+            self._walk(begun)
             clean = False
         self._head = tail if clean else self._end
         if not clean:
             self._torn = True
-            self.next_sequence += (self._flash.block_bytes - HEADER_BYTES) // _MIN_RECORD_BYTES
+            self.next_sequence += self._sequences(1)
+
+    def _sequences(self, blocks: int) -> int:
+        """How many so many blocks can hold."""
+        return blocks * ((self._flash.block_bytes - HEADER_BYTES) // _MIN_RECORD_BYTES)
 
     def _walk(self, number: int) -> int:
-        """Take in what the Records of a block say; return the offset behind the last good one."""
+        """Take in what the Records of a block say; return the offset behind the last good one.
+
+        Those with sequences that can't have come yet are bytes of a value that a Sensor sent, found because
+        the Record around them is broken.
+        """
         tail = offset = self._start(number) + HEADER_BYTES
         self._end = self._start(number) + self._flash.block_bytes
+        bound = self.next_sequence + self._sequences(RESERVE_BLOCKS + 2)
         while offset < self._end:
             record = read_record(self._flash, offset, self._end, self._scratch)
-            if record is None:
+            if record is None or record.sequence >= bound:
                 if is_erased(self._flash, offset, self._end, self._scratch):
                     break
                 offset += WORD_BYTES
                 continue
             tail = offset = offset + padded(OVERHEAD_BYTES + len(record.body))
             self.boot = max(self.boot, record.boot)
+            # The Record that an Ack covers may be rotten: its sequence has been used.
+            self.next_sequence = max(self.next_sequence, record.sequence + 1)
             if record.type == ACKED:
                 self.acked = record.sequence
-            else:
-                self.next_sequence = max(self.next_sequence, record.sequence + 1)
         return tail
 
-    def _more_beyond(self) -> bool:
-        """Whether the block after the newest has Records with sequences still to come: its header is rotten.
+    def _last_begun(self) -> int:
+        """Return the number of the last block that was begun: the newest, or one whose header is rotten.
 
-        Without this look those sequences would be used twice.
+        Without this look the sequences in that one would be used twice. A block in which nothing can be read
+        was begun if the one after it is erased: blocks are erased in their order.
         """
-        number = self._newest + 1
-        start = self._start(number)
-        stop = start + self._flash.block_bytes
-        if read_header(self._flash, number % self._blocks, self._scratch) is not None:
-            return False
-        if is_erased(self._flash, start, stop, self._scratch):
-            return False
-        cursor = _Cursor(number, stop, _NO_BOUND, False)
+        found, unread = self._newest, -1
+        for number in range(self._newest + 1, self._newest + RESERVE_BLOCKS + 2):
+            start = self._start(number)
+            stop = start + self._flash.block_bytes
+            if read_header(self._flash, number % self._blocks, self._scratch) is not None:
+                unread = -1
+            elif is_erased(self._flash, start + HEADER_BYTES, stop, self._scratch):
+                found = max(found, unread)
+            elif self._holds_newer(number, stop):
+                found = number
+            else:
+                unread = number
+        return found
+
+    def _holds_newer(self, number: int, stop: int) -> bool:
+        """Whether a block without a header has Records with sequences still to come."""
+        cursor = _Cursor(number, stop, self.next_sequence + self._sequences(RESERVE_BLOCKS + 2), False)
         self._enter(cursor, number)
         return self._look(cursor, self.next_sequence)[1] > 0
 
@@ -591,6 +623,10 @@ class _Cursor:
 
 
 def _views(buffer: bytearray) -> "tuple[memoryview, ...]":
-    """Return a view of the first 0, 1, 2, ... words of the buffer."""
+    """Return views of the first 0, 1, 2, ... words of the buffer, then in coarse steps to its end."""
     view = memoryview(buffer)
-    return tuple([view[:length] for length in range(0, len(buffer) + 1, WORD_BYTES)])
+    fine = [view[:length] for length in range(0, min(len(buffer), _FINE_BYTES) + 1, WORD_BYTES)]
+    return tuple(
+        fine
+        + [view[:length] for length in range(_FINE_BYTES + _COARSE_BYTES, len(buffer) + 1, _COARSE_BYTES)]
+    )

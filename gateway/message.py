@@ -81,7 +81,7 @@ def status_topic(kit: str) -> str:
 
 
 def begin_batch(
-    buffer: bytearray,
+    buffer: "bytearray | memoryview",
     *,
     flags: int,
     journal_id: bytes,
@@ -111,7 +111,7 @@ def begin_batch(
     )
 
 
-def seal_batch(buffer: bytearray, end: int) -> int:
+def seal_batch(buffer: "bytearray | memoryview", end: int) -> int:
     """Write the CRC at `end`; return the length of the Batch."""
     struct.pack_into("<I", buffer, end, crc32(memoryview(buffer)[:end]) & 0xFFFFFFFF)
     return end + 4

@@ -48,16 +48,24 @@ COUNTERS = ("batches", "resent", "acks", "stale", "broken", "other_journal", "fu
 
 
 class Uplink:
-    """`nonce` returns 8 random bytes; `ack_wait_ms` is the first wait for an Ack. Times are uptime in ms."""
+    """`nonce` returns 8 random bytes; `ack_wait_ms` is the first wait for an Ack. Times are uptime in ms.
+
+    `buffer`: where Batches are made, MAX_BATCH_BYTES long; the rim's own, where it can send from there.
+    """
 
     def __init__(
-        self, journal: "Journal", nonce: "Callable[[], bytes]", *, ack_wait_ms: int = ACK_WAIT_MS
+        self,
+        journal: "Journal",
+        nonce: "Callable[[], bytes]",
+        *,
+        ack_wait_ms: int = ACK_WAIT_MS,
+        buffer: "bytearray | memoryview | None" = None,
     ) -> None:
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._journal = journal
         self._nonce = nonce
         self._ack_wait_ms = ack_wait_ms
-        self._buffer = bytearray(MAX_BATCH_BYTES)
+        self._buffer = bytearray(MAX_BATCH_BYTES) if buffer is None else buffer
         self._view = memoryview(self._buffer)
         self._up = False
         self._greet = False

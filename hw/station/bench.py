@@ -6,14 +6,15 @@ token_file = "token"                            # 0600; made by `homeward-sync t
 board = "esp32-s3-8mb"                          # what Kits are made of
 series = "HW"                                   # of the Kits' numbers
 support = "0800 000 0000"                       # telephone number on the label
+folder = "."                                    # Kits' folders, labels and receipts go below it
 pairing_s = 0                                   # unknown Sensors may bond for so long after the first boot
 
 [[networks]]                                    # that every Kit knows, the best one first
 name = "homeward-router"
 password = "..."
 
-Paths are relative to the folder. The file holds passwords: its mode is 0600. Kits' identities go into
-`kits/`, labels and receipts into `papers/`.
+Paths are relative to the file, which holds passwords: its mode is 0600. Kits' identities go into `kits/`,
+labels and receipts into `papers/`.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from urllib.parse import urlsplit
 
 from hw.station import StationError, kit_folder
 
-FILE_NAME = "bench.toml"
+FILE_NAME = kit_folder.BENCH_FILE
 PAPERS = "papers"
 _OTHERS = 0o077
 _KINDS: dict[str, type] = {
@@ -35,6 +36,7 @@ _KINDS: dict[str, type] = {
     "board": str,
     "series": str,
     "support": str,
+    "folder": str,
     "pairing_s": int,
     "networks": list,
 }
@@ -90,9 +92,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
-def load(folder: Path) -> Bench:
-    """Return the checked config of the bench in a folder. Raises BenchError."""
-    path = folder / FILE_NAME
+def load(path: Path) -> Bench:
+    """Return the checked config of a bench: its file, or the folder with that. Raises BenchError."""
+    path = path if path.suffix == ".toml" else path / FILE_NAME
     try:
         if path.stat().st_mode & _OTHERS:
             raise BenchError(f"{path} holds passwords and others can read it: run `chmod 600 {path}`")
@@ -102,7 +104,7 @@ def load(folder: Path) -> Bench:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise BenchError(f"{path}: {_why(problem)}") from None
     try:
-        return _bench(table, folder.absolute())
+        return _bench(table, path.absolute().parent)
     except BenchError as problem:
         raise BenchError(f"{path}: {problem}") from None
 
@@ -120,7 +122,11 @@ def _bench(table: dict[str, Any], base: Path) -> Bench:
     if table.get("pairing_s", 0) < 0:
         raise BenchError("pairing_s must not be negative")
     paths = {"ca": base / table["ca"], "token_file": base / table["token_file"]}
-    return Bench(**table | paths | {"folder": base, "networks": _networks(table["networks"])})
+    return Bench(
+        **table
+        | paths
+        | {"folder": base / table.get("folder", "."), "networks": _networks(table["networks"])}
+    )
 
 
 def _check_service(service: str) -> None:

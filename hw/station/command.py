@@ -5,9 +5,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode, doctor, image, journey, label, monitor, provision, selftest, wipe
+from hw.station import (
+    StationError,
+    decode,
+    doctor,
+    flash,
+    image,
+    journey,
+    label,
+    monitor,
+    provision,
+    selftest,
+    wipe,
+)
 
-COMMANDS = (provision, image, selftest, label, journey, wipe, monitor, doctor, decode)
+COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, doctor, decode)
+"""In the order of a Kit's life."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

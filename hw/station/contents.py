@@ -7,14 +7,13 @@ and is what a wiped flash is searched for.
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.errors import JournalError
 from gateway.journal import Journal
 from gateway.limits import MAX_BATCH_BYTES
 from gateway.record import decode_all, encode
 from hw.station import nvs, partitions, secret
-from hw.station.chip import Flash
 from hw.station.partitions import TABLE_BYTES, TABLE_OFFSET, PartitionError
 from sync_service.arrival import last_of
 from sync_service.kit_id import mistake
@@ -25,6 +24,13 @@ _MIN_SECRET = secret.MIN_BYTES
 """What is shorter is found in any flash by chance."""
 _RAW_VALUE = slice(4, None)
 """Of a FRAME's body: the value as the Sensor sent it."""
+
+
+class Flash(Protocol):
+    """What is read: a board (hw/station/loader.py), or its image."""
+
+    def read(self, offset: int, length: int, /) -> bytes:
+        """These bytes."""
 
 
 @dataclass
@@ -47,7 +53,7 @@ class Contents:
 
 
 def read(flash: Flash) -> Contents:
-    """What the flash holds. One that was never written holds nothing. Raises ChipError."""
+    """What the flash holds. One that was never written holds nothing. Raises LoaderError."""
     found = Contents()
     try:
         rows = partitions.decode(flash.read(TABLE_OFFSET, TABLE_BYTES))

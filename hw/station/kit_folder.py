@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import ssl
+import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from sync_service.arrival import KIT
 
 CARD, CA, CERTIFICATE, KEY = "kit.json", "ca.pem", "kit.pem", "kit.key"
 KITS = "kits"
-BENCH_VARIABLE = "HOMEWARD_BENCH"
+BENCH_FILE = "bench.toml"
 NEWEST_FORMAT = 1
 MAX_NETWORKS = 8
 """The Kit's own router, the bench, the home: more than that is a mistake."""
@@ -119,20 +120,29 @@ class KitFolder:
 
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Add the option that says where the bench keeps its Kits."""
-    bench = Path(os.environ.get(BENCH_VARIABLE, "bench"))
     parser.add_argument(
         "--bench",
-        metavar="FOLDER",
+        metavar="PATH",
         type=Path,
-        default=bench,
-        help=f"the bench's folder (${BENCH_VARIABLE}; {bench})",
+        default=Path(BENCH_FILE),
+        help=f"{BENCH_FILE}, or the bench's folder",
     )
+
+
+def bench_folder(bench: Path) -> Path:
+    """Where a bench keeps what it has: a folder, or what its file says. Raises KitFolderError."""
+    if not bench.is_file():
+        return bench.parent if bench.suffix == ".toml" else bench
+    try:
+        return bench.parent / str(tomllib.loads(bench.read_text()).get("folder", "."))
+    except (OSError, ValueError) as problem:
+        raise KitFolderError(f"{bench} can't be read: {problem}") from None
 
 
 def locate(kit: str, bench: Path) -> Path:
     """The folder of a Kit that is given as a folder or by its name. Raises KitFolderError."""
     if KIT.fullmatch(kit) and not Path(kit, CARD).is_file():
-        return bench / KITS / kit
+        return bench_folder(bench) / KITS / kit
     return Path(kit)
 
 

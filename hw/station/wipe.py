@@ -12,15 +12,15 @@ import argparse
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from hw.station import StationError, bench, contents, receipt, secret
 from hw.station.bench import Bench
-from hw.station.chip import Chip, Flash
 from hw.station.contents import Contents
+from hw.station.loader import Found, Loader, Progress
+from hw.station.ports import AUTO, one_port
 from hw.station.provision import check_kit
+from hw.station.register import Register
 from hw.station.report import Report
 from hw.station.service import Service
 from sync_service.life import STEPS
@@ -32,17 +32,16 @@ ERASED = ("Journal", "bonds", "Wi-Fi networks", "keys", "application")
 DRAIN_WITHIN_S = 900.0
 """110 days of a patient are 20,000 Records; an old Kit on a slow link sends some hundred a second."""
 _ASK_EVERY_S = 2.0
+_ANY_BYTES = 4
 _REASON_LETTERS = 10
 """A reason is a sentence: "x" is none."""
-
-Open = Callable[[], AbstractContextManager[Flash]]
 
 
 def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the sub-command `wipe`."""
     parser = commands.add_parser("wipe", help="erase a Kit that came back, and prove it")
     parser.add_argument("kit", help="HW-0001-Z")
-    parser.add_argument("--port", help="serial port of the board, like /dev/ttyACM0")
+    parser.add_argument("--port", default=AUTO, help="serial port of the board (auto: the one on USB)")
     parser.add_argument("--drain", action="store_true", help="first wait until the Kit has sent all it holds")
     parser.add_argument("--give-up-unsent", metavar="REASON", help="wipe although Records were not sent")
     parser.add_argument(
@@ -61,8 +60,6 @@ def run(options: argparse.Namespace) -> None:
         if report.plan(f"Receipt of Kit {options.kit}", [f"send {here.papers(options.kit)} to the service"]):
             _send(here, Service(here), receipt.read(here.papers(options.kit)), report)
         return
-    if not options.port:
-        raise StationError("--port is missing: where is the board?")
     reason = options.give_up_unsent
     if reason is not None and len(reason.strip()) < _REASON_LETTERS:
         raise StationError("--give-up-unsent needs a reason in words: it stands in the audit log")
@@ -74,46 +71,41 @@ def run(options: argparse.Namespace) -> None:
         f"write the receipt into {here.papers(options.kit)}, mark the Sensors, revoke the certificate",
     ]
     if report.plan(f"Wipe of Kit {options.kit}", steps):
-        wipe(
-            here,
-            Service(here),
-            options.kit,
-            lambda: Chip(options.port),
-            report,
-            drain=options.drain,
-            reason=reason,
-        )
+        loader = Loader(one_port(options.port))
+        wipe(here, Service(here), options.kit, loader, report, drain=options.drain, reason=reason)
 
 
 def wipe(
     here: Bench,
     service: Service,
     kit: str,
-    board: Open,
+    loader: Loader,
     report: Report,
     *,
     drain: bool = False,
     reason: str | None = None,
 ) -> dict[str, Any]:
     """Wipe the Kit on this board; return the receipt. Raises StationError, and then nothing was erased."""
-    operator = service.status()["technician"]
+    operator, register = service.status()["technician"], Register(here.folder)
     _may_be_wiped(service.kit(kit))
-    held = _look(board, report)
-    _is_the_kit(held, kit, reason)
+    board = loader.identify()
+    held = _look(loader, report)
+    _is_the_kit(held.kit or register.kit_of(board.mac), kit, reason)
     if drain and held.missing(service.kit(kit)["journals"]):
-        _drain(service, held, kit, report)
-        held = _look(board, report)
+        _drain(service, held, loader, kit, report)
+        held = _look(loader, report)
     told = service.kit(kit)  # the last question before the receipt is on disk
     given_up = _given_up(held, told, reason)
-    with board() as flash:
-        before, proof = _erase(flash, held, report)
-        proof |= {"chip": flash.name, "flash_bytes": flash.size}
+    proof = _erase(loader, board, held, report)
     written: dict[str, Any] = {
         "kit": kit,
         "at_ms": time.time_ns() // 1_000_000,
         "operator": operator,
         "service": here.service,
-        "before": before,
+        "chip": board.chip,
+        "mac": board.mac,
+        "flash_bytes": board.flash_bytes,
+        "before": _before(held),
         "erased": list(ERASED),
         "unsent_given_up": given_up,
         "sensors": _sensors(held, told),
@@ -137,16 +129,16 @@ def _may_be_wiped(told: dict[str, Any]) -> None:
         raise StationError(f"Kit {told['kit']} is {told['life']}: run `homeward-station receive` first")
 
 
-def _look(board: Open, report: Report) -> Contents:
+def _look(loader: Loader, report: Report) -> Contents:
     report.say("reading what it holds ...")
-    with board() as flash:
-        return contents.read(flash)
+    return contents.read(loader)
 
 
-def _is_the_kit(held: Contents, kit: str, reason: str | None) -> None:
-    if held.kit and held.kit != kit:
-        raise StationError(f"the board on the bench is Kit {held.kit}, not {kit}: look at the label")
-    if not held.kit and reason is None:
+def _is_the_kit(found: str | None, kit: str, reason: str | None) -> None:
+    """By the board's own word, else by the bench's register."""
+    if found and found != kit:
+        raise StationError(f"the board on the bench is Kit {found}, not {kit}: look at the label")
+    if not found and reason is None:
         raise StationError(
             f"the board does not say that it is Kit {kit}; if you are sure: --give-up-unsent and the reason"
         )
@@ -158,16 +150,19 @@ def _given_up(held: Contents, told: dict[str, Any], reason: str | None) -> dict[
     if not missing:
         return None
     if reason is None:
-        what = f"{missing} Records" if held.readable else "what its damaged flash holds: Records"
+        what = (
+            f"{missing} Records have" if held.readable else "the flash is damaged, and what it holds may have"
+        )
         raise StationError(
-            f"{what} of Kit {told['kit']} have not reached the service: run this again with --drain, or, if "
-            "they can't be saved, with --give-up-unsent and the reason"
+            f"Kit {told['kit']}: {what} not reached the service. Run this again with --drain, or, if nothing "
+            "can be saved, with --give-up-unsent and the reason"
         )
     return {"records": missing, "reason": reason}
 
 
-def _drain(service: Service, held: Contents, kit: str, report: Report) -> None:
-    """The board has begun a boot; wait until the service holds what was in its flash."""
+def _drain(service: Service, held: Contents, loader: Loader, kit: str, report: Report) -> None:
+    """Let the board begin a boot; wait until the service holds what was in its flash."""
+    loader.read(0, _ANY_BYTES, reset=True)
     report.say("the Kit sends what it holds; it needs one of its networks ...")
     until = time.monotonic() + DRAIN_WITHIN_S
     whole = held.missing(service.kit(kit)["journals"])
@@ -185,25 +180,31 @@ def _drain(service: Service, held: Contents, kit: str, report: Report) -> None:
 # --- The erase and its proof --------------------------------------------------------------------------------
 
 
-def _erase(flash: Flash, held: Contents, report: Report) -> tuple[dict[str, int], dict[str, Any]]:
-    """Erase and search; return what was found before and after."""
+def _erase(loader: Loader, board: Found, held: Contents, report: Report) -> dict[str, Any]:
+    """Erase, read back, search; return what was found."""
+
+    def told(what: str) -> Progress:
+        return lambda done, of: report.progress(what, done, of)
 
     report.say("erasing ...")
-    flash.erase()
-    report.say(f"reading all {flash.size >> 20} MB back ...")
-    after = flash.read(0, flash.size, lambda done: report.progress("read back", done, flash.size))
-    before = {
-        "records": held.records,
-        "bonds": len(held.sensors),
-        "known": len(held.secrets),
-        "places": held.places,
-    }
+    loader.erase(board.flash_bytes, told("erased"))
+    report.say(f"reading all {board.flash_bytes >> 20} MB back ...")
+    after = loader.read(0, board.flash_bytes, told("read back"))
     residue_bytes = len(after) - after.count(contents.ERASED)
-    return before, {
+    return {
         "sha256": hashlib.sha256(after).hexdigest(),
         "residue_bytes": residue_bytes,
         # In what is 0xFF to the last byte nothing can stand.
         "known_found": len(secret.places(after, held.secrets)) if residue_bytes else 0,
+    }
+
+
+def _before(held: Contents) -> dict[str, int]:
+    return {
+        "records": held.records,
+        "bonds": len(held.sensors),
+        "known": len(held.secrets),
+        "places": held.places,
     }
 
 
@@ -233,5 +234,6 @@ def _send(here: Bench, service: Service, written: dict[str, Any], report: Report
     written["number"] = service.post(kit, "wipe", body)["number"]
     receipt.write(written, here.papers(kit))
     shutil.rmtree(here.kit_folder(kit), ignore_errors=True)
+    Register(here.folder).release(written["mac"])
     report.result(written, receipt.text(written))
     return written

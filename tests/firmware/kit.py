@@ -1,7 +1,7 @@
 """A Kit for tests: the firmware on a virtual board, real Sensors in its room, a real broker, a service."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -75,15 +75,53 @@ def provision(board: Board, sync: Path, port: int) -> None:
     board.provision("homeward", kit_identity(config))
 
 
+async def install(folder: Path, bits: int) -> None:
+    """Put the release into the board's file system; main.py and boot.py have to be source there."""
+    release(folder)
+    tree = folder / "rom"
+    for name in ("main", "boot"):
+        (tree / f"{name}.mpy").rename(tree / f"firmware/{name}.mpy")
+        (tree / f"{name}.py").write_text(f"import firmware.{name}\n")
+    (folder / "installer").mkdir()
+    (folder / "installer/main.py").write_text(_INSTALLER % f"/host{tree.absolute()}")
+    board = Board(Room(), folder / "board", address=GATEWAY, program=folder / "installer", bits=bits)
+    async with board:
+        await board.says("installed")
+
+
+_INSTALLER = """
+import os
+def copy(source, target):
+    for name, kind, *_ in os.ilistdir(source):
+        if kind == 0x4000:
+            os.mkdir(target + name)
+            copy(source + "/" + name, target + name + "/")
+        else:
+            with open(source + "/" + name, "rb") as old, open(target + name, "wb") as new:
+                new.write(old.read())
+copy("%s", "/")
+print("installed")
+"""
+
+
 @asynccontextmanager
-async def home(folder: Path, bits: int, heap: str | None) -> AsyncIterator[Home]:
-    """A Kit that has just been provisioned, beside a cuff and an oximeter, with everything running."""
+async def home(
+    folder: Path, bits: int, heap: str | None, *, before: Sequence[Path] = (), on_littlefs: bool = False
+) -> AsyncIterator[Home]:
+    """A Kit that has just been provisioned, beside a cuff and an oximeter, with everything running.
+
+    `before`: folders that stand before the release on the board's path. `on_littlefs`: the release is files
+    of partition vfs, as on a stock image, and none of it is executed in place.
+    """
     identity.init(folder / "sync")
     identity.add_kit(folder / "sync", KIT)
     room, service = Room(), Service(KIT)
     with broker.running(folder / "sync") as mosquitto:
         answering = asyncio.create_task(service.run(mosquitto.service()))
-        board = Board(room, folder / "board", address=GATEWAY, program=release(folder), bits=bits, heap=heap)
+        program = [*before] if on_littlefs else [*before, release(folder)]
+        if on_littlefs:
+            await install(folder, bits)
+        board = Board(room, folder / "board", address=GATEWAY, program=program, bits=bits, heap=heap)
         provision(board, folder / "sync", mosquitto.port)
         board.wifi(True)
         cuff = Cuff(room, CUFF, label=Label("Cuff"), clock=SensorClock(), habits=HABITS)

@@ -10,6 +10,7 @@ import struct
 import time
 from binascii import crc32
 
+import micropython
 from rim_kit import CHARACTERISTIC, SENSOR, Kit, event_of
 
 DAYS = 29
@@ -109,6 +110,7 @@ def main():
     start = time.ticks_us()
     drain(kit, service, now_ms)
     drains = (service.received - before) * 1_000_000 // time.ticks_diff(time.ticks_us(), start)
+    micropython.qstr_info()
     print(
         json.dumps(
             {

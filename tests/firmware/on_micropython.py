@@ -2,6 +2,7 @@
 
 import json
 import platform
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,19 @@ def run(bits: int, module: str, folder: Path, *arguments: str, heap: str | None 
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for line in done.stdout.splitlines():
+        if line.startswith("qstr pool:"):
+            result["names_bytes"] = names_bytes(line)
     return result
+
+
+def names_bytes(line: str) -> int:
+    """What MicroPython's table of names takes of the heap, by what `qstr_info` prints; strings are in ROM.
+
+    Frozen code has its table in flash.
+    """
+    strings, whole = (int(found) for found in re.findall(r"bytes=(\d+)", line))
+    return whole - strings
 
 
 def _sources(module: str) -> list[str]:

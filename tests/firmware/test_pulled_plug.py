@@ -82,9 +82,10 @@ async def test_around_the_append_of_an_indication(bits: int, tmp_path: Path) -> 
         assert readings.arrived == [101, 102, 102]  # after the append: twice, and once with its own sequence
 
 
-async def test_in_the_middle_of_a_program(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", WORDS)
+async def test_in_the_middle_of_a_program(bits: int, tmp_path: Path) -> None:
     """After none, some or nearly all of its bytes, in each of the Records that a visit begins with."""
-    async with bonded(tmp_path) as readings:
+    async with bonded(tmp_path, bits) as readings:
         for nth, done_bytes in ((1, 0), (1, 4), (2, 21), (3, 8), (4, 27), (5, 1)):
             readings.here.board.cut_power(at="program", after=nth, done_bytes=done_bytes)
             readings.take()
@@ -94,8 +95,9 @@ async def test_in_the_middle_of_a_program(tmp_path: Path) -> None:
         assert lost and {each.reason for each in lost} == {TORN}  # sequences that nothing had, skipped
 
 
-async def test_during_an_erase(tmp_path: Path) -> None:
-    async with bonded(tmp_path) as readings:
+@pytest.mark.parametrize("bits", WORDS)
+async def test_during_an_erase(bits: int, tmp_path: Path) -> None:
+    async with bonded(tmp_path, bits) as readings:
         board = readings.here.board
         await board.kill()
         for done_bytes in (0, 1, 2048, 4095):
@@ -108,9 +110,10 @@ async def test_during_an_erase(tmp_path: Path) -> None:
         await readings.all_arrive()
 
 
-async def test_between_an_ack_and_the_move_of_the_pointer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", WORDS)
+async def test_between_an_ack_and_the_move_of_the_pointer(bits: int, tmp_path: Path) -> None:
     """The next program after the Ack of a whole backlog is the pointer's."""
-    async with bonded(tmp_path) as readings:
+    async with bonded(tmp_path, bits) as readings:
         here, board = readings.here, readings.here.board
         for done_bytes in (0, 8):
             pulled = pull_at_backlog(here, done_bytes)

@@ -53,7 +53,7 @@ def later(base: type) -> type:
 
 
 def written(wire: Wire) -> bytes:
-    return bytes(wire._out_view[: wire._out_end])
+    return bytes(wire._out_view[wire._out_start : wire._out_end])
 
 
 @pytest.mark.parametrize("make", [lambda base: base, later], ids=["1.3.4", "later"])
@@ -77,8 +77,11 @@ def test_the_longest_batch_is_one_piece(umqtt: Any) -> None:
     wire = umqtt.socket = Wire()
     client = umqtt.MQTTClient(b"HW-0001", "broker")
     client.sock = wire
-    client.publish(TOPIC, memoryview(bytes(MAX_BATCH_BYTES)))
-    assert len(written(wire)) == 1 + 2 + 2 + len(TOPIC) + MAX_BATCH_BYTES
+    wire.room[:] = batch = bytes(n & 0xFF for n in range(MAX_BATCH_BYTES))
+    client.publish(TOPIC, wire.room)
+    remaining = 2 + len(TOPIC) + MAX_BATCH_BYTES
+    header = bytes([0x30, remaining & 0x7F | 0x80, remaining >> 7, 0, len(TOPIC)])
+    assert written(wire) == header + TOPIC + batch
     with pytest.raises(OSError):
         client.publish(TOPIC, bytes(MAX_BATCH_BYTES))
 

@@ -338,6 +338,20 @@ class Sensors(unittest.TestCase):
         self.timebase.seen(2, 0)
         self.assertIsNone(self.timeline.time_of(plain(), 2, 0, can_store=False))
 
+    def test_what_was_asked_before_changes_no_answer(self):
+        for hour in range(24):
+            self.taken(hour * HOUR - MINUTE, hour * HOUR)
+            self.read(hour * HOUR, hour * HOUR)
+            for taken in (
+                hour * HOUR - MINUTE,
+                0,
+                (hour - MAX_READS) * HOUR + 30 * MINUTE,
+                hour * HOUR - MINUTE,
+            ):
+                time = self.taken(taken, hour * HOUR + MINUTE)
+                self.timeline._near = None  # as when it is asked for the first time
+                self.assertEqual(self.taken(taken, hour * HOUR + MINUTE), time)
+
     def test_old_reads_are_forgotten(self):
         for hour in range(70):
             self.read(hour * HOUR, hour * HOUR)

@@ -19,8 +19,8 @@ from gateway.journal import Journal
 from gateway.record import Frame
 from hw.station import bench, board, contents, image, micropython, partitions, secret
 from hw.station import wipe as station_wipe
-from hw.station.chip import Chip
 from hw.station.kit_folder import KitFolder
+from hw.station.loader import Loader, Progress
 from hw.station.report import Report
 from hw.station.service import Service
 from hw.virtual.rom_loader import RomLoader
@@ -154,7 +154,7 @@ async def test_unsent_records_refuse_the_wipe_and_nothing_is_erased(here: Worksh
     stored(here, RECORDS - 3)
     before = (tmp_path / "flash").read_bytes()
     said = await wiped(here, tmp_path)
-    assert said.code == 1 and f"3 Records of Kit {KIT} have not reached the service" in said.err
+    assert said.code == 1 and f"Kit {KIT}: 3 Records have not reached the service" in said.err
     assert "--drain" in said.err and (tmp_path / "flash").read_bytes() == before
     assert here.lives()[KIT] == "provisioned"
     short = await wiped(here, tmp_path, "--give-up-unsent", "x")
@@ -207,11 +207,11 @@ async def test_a_dry_run_erases_nothing(here: Workshop, tmp_path: Path) -> None:
 async def test_a_receipt_is_sent_again_when_the_service_was_away(here: Workshop, tmp_path: Path) -> None:
     token = (here.bench / "token").read_text()
 
-    class Cut(Chip):
+    class Cut(Loader):
         """The token is taken away while the flash is being erased."""
 
-        def erase(self) -> None:
-            super().erase()
+        def erase(self, flash_bytes: int, progress: Progress) -> None:
+            super().erase(flash_bytes, progress)
             (here.bench / "token").write_text("gone")
             with closing(connect(here.sync / "store.sqlite")) as db:
                 db.execute("update technician set revoked_ms = 1")
@@ -220,7 +220,7 @@ async def test_a_receipt_is_sent_again_when_the_service_was_away(here: Workshop,
     with RomLoader(tmp_path / "flash") as loader, pytest.raises(Exception, match="the token is not known"):
         await _in_thread(
             lambda: station_wipe.wipe(
-                settings, Service(settings), KIT, lambda: Cut(loader.port), Report(json=True, dry_run=False)
+                settings, Service(settings), KIT, Cut(loader.port), Report(json=True, dry_run=False)
             )
         )
     assert here.lives()[KIT] == "provisioned"
@@ -233,13 +233,13 @@ async def test_a_receipt_is_sent_again_when_the_service_was_away(here: Workshop,
 
 
 async def test_a_byte_that_stays_is_found_and_the_board_condemned(here: Workshop, tmp_path: Path) -> None:
-    class Worn(Chip):
+    class Worn(Loader):
         """A sector of its flash can't be erased any more."""
 
-        def erase(self) -> None:
+        def erase(self, flash_bytes: int, progress: Progress) -> None:
             row = partitions.find(board.load(BOARD).partitions, "bonds")
             kept = self.read(row.offset, 4096)
-            super().erase()
+            super().erase(flash_bytes, progress)
             with (tmp_path / "flash").open("r+b") as file:
                 file.seek(row.offset)
                 file.write(kept)
@@ -251,7 +251,7 @@ async def test_a_byte_that_stays_is_found_and_the_board_condemned(here: Workshop
     ):
         await _in_thread(
             lambda: station_wipe.wipe(
-                settings, Service(settings), KIT, lambda: Worn(loader.port), Report(json=True, dry_run=False)
+                settings, Service(settings), KIT, Worn(loader.port), Report(json=True, dry_run=False)
             )
         )
     receipt = json.loads((here.bench / "papers" / KIT / "receipt.json").read_text())
@@ -265,12 +265,8 @@ def test_everything_that_a_used_kit_holds_is_known(tmp_path: Path) -> None:
     flash = used_flash(kit)
 
     class Whole:
-        name, size = "ESP32", len(flash)
-
-        def read(self, offset: int, size: int, told: Any = None) -> bytes:
+        def read(self, offset: int, size: int) -> bytes:
             return flash[offset : offset + size]
-
-        def erase(self) -> None: ...
 
     held = contents.read(Whole())
     assert (held.kit, held.journal_id, held.last, held.records) == (
@@ -289,19 +285,15 @@ def test_everything_that_a_used_kit_holds_is_known(tmp_path: Path) -> None:
 
 def test_a_damaged_journal_is_no_empty_one(tmp_path: Path) -> None:
     class Torn:
-        name, size = "ESP32", 4 << 20
-
         def __init__(self) -> None:
             chosen = board.load(BOARD)
-            self.content = bytearray(b"\xff" * self.size)
+            self.content = bytearray(b"\xff" * (4 << 20))
             table = partitions.encode(chosen.partitions)
             self.content[partitions.TABLE_OFFSET : partitions.TABLE_OFFSET + len(table)] = table
             self.journal = partitions.find(chosen.partitions, "journal").offset
 
-        def read(self, offset: int, size: int, told: Any = None) -> bytes:
+        def read(self, offset: int, size: int) -> bytes:
             return bytes(self.content[offset : offset + size])
-
-        def erase(self) -> None: ...
 
     torn = Torn()
     assert contents.read(torn).readable

@@ -30,6 +30,7 @@ def place(path: str) -> str:
     return "/rom"
 
 
+# The chip's own path is "" (the root of its file system), ".frozen", "/lib".
 sys.path[:] = ["/host" + modules] + [place(path) for path in chip.boot["program"]] + ["", ".frozen", "/lib"]
 sys.argv[:] = []
 chip.boot["folder"] = "/host" + chip.boot["folder"]
@@ -56,7 +57,10 @@ os.chdir("/")
 
 
 def run(name: str) -> None:
-    """Run a file of the program as the chip does: a problem is printed, and ends in the REPL."""
+    """Run a file of the program as the chip does: a problem is printed, and ends in the REPL.
+
+    On a file system that is source, and compiled files there are only imported; in ROM it may be compiled.
+    """
     for folder in sys.path[1:]:
         try:
             os.stat(folder + "/" + name + ".py")
@@ -66,8 +70,10 @@ def run(name: str) -> None:
             code = compile(file.read(), name + ".py", "exec")
         exec(code, {"__name__": "__main__"})
         return
+    if "/rom" not in sys.path:
+        return
     try:
-        __import__(name)  # compiled
+        __import__(name)
     except ImportError as problem:
         if name not in str(problem):
             raise
