@@ -73,8 +73,8 @@ def test_a_board_that_begins_again_is_judged_by_its_last_word() -> None:
 
 
 @pytest.fixture
-async def here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Workshop]:
-    async with workshop(tmp_path, capsys) as started:
+async def here(tmp_path: Path) -> AsyncIterator[Workshop]:
+    async with workshop(tmp_path) as started:
         said = await started.station("provision", "--next")
         assert said.code == 0, said.err
         yield started

@@ -86,10 +86,8 @@ def used_flash(kit: KitFolder) -> bytes:
 
 
 @pytest.fixture
-async def here(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Workshop]:
-    async with workshop(tmp_path, capsys) as started:
-        path = started.bench / "bench.toml"
-        path.write_text(path.read_text().replace("support =", f'board = "{BOARD}"\nsupport ='))
+async def here(tmp_path: Path) -> AsyncIterator[Workshop]:
+    async with workshop(tmp_path) as started:
         said = await started.station("provision", "--next", "2", "--json")
         assert said.json == {"provisioned": [KIT, OTHER]}
         (tmp_path / "flash").write_bytes(used_flash(folder(started)))

@@ -1,18 +1,17 @@
 """A technicians' workshop: a real service with its API, a real broker, a bench folder, and the commands."""
 
 import asyncio
+import io
 import json
 import os
 import pty
 import signal
 import sys
 import tty
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from hw.station import command
 from hw.virtual.board_host import Board
@@ -26,6 +25,7 @@ BENCH = """\
 service = "https://127.0.0.1:{port}"
 ca = "ca.pem"
 token_file = "token"
+board = "esp32-4mb"
 support = "0800 000 0000"
 pairing_s = 60
 
@@ -49,17 +49,35 @@ class Said:
         return value
 
 
-class Workshop:
-    """What a test has in its hands."""
+class Heard(io.StringIO):
+    """What a command says, and who waits for a word of it."""
 
-    def __init__(self, sync: Path, bench: Path, broker: broker.Broker, capsys: Any) -> None:
-        self.sync, self.bench, self.broker, self._capsys = sync, bench, broker, capsys
+    def __init__(self, hears: Callable[[str], None]) -> None:
+        super().__init__()
+        self._hears = hears
+
+    def write(self, text: str) -> int:
+        self._hears(text)
+        return super().write(text)
+
+
+class Workshop:
+    """What a test has in its hands. `hears`: is told what the commands say, from a thread of theirs."""
+
+    def __init__(self, sync: Path, bench: Path, broker: broker.Broker) -> None:
+        self.sync, self.bench, self.broker = sync, bench, broker
+        self.hears: Callable[[str], None] = lambda text: None
 
     async def station(self, *arguments: str) -> Said:
         """Run `homeward-station` with this bench, beside everything else."""
-        self._capsys.readouterr()
-        code = await asyncio.to_thread(command.main, [*arguments, "--bench", str(self.bench)])
-        return Said(code, *self._capsys.readouterr())
+        out, err = Heard(self.hears), Heard(self.hears)
+        with redirect_stdout(out), redirect_stderr(err):
+            code = await asyncio.to_thread(command.main, [*arguments, "--bench", str(self.bench)])
+        return Said(code, out.getvalue(), err.getvalue())
+
+    def operator(self, *arguments: str) -> str:
+        """Run `homeward-sync`; what it says on stdout."""
+        return operated(self.sync, *arguments)
 
     def lives(self) -> dict[str, str]:
         """Where each Kit's life is."""
@@ -71,27 +89,33 @@ class Workshop:
             return db.execute(query).fetchall()
 
 
+def operated(project: Path, *arguments: str) -> str:
+    """Run `homeward-sync` on a project; what it says on stdout."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        assert sync(["--dir", str(project), *arguments]) == 0, err.getvalue()
+    return out.getvalue()
+
+
 def set_up(folder: Path) -> tuple[Path, Path]:
     """Make project and bench; return their folders."""
     project, bench = folder / "sync", folder / "bench"
-    assert sync(["init", str(project)]) == 0
-    assert sync(["--dir", str(project), "station"]) == 0
+    operated(project, "init", str(project))
+    operated(project, "station")
     bench.mkdir()
     station = config.load(project).station
     assert station is not None
     text = BENCH.format(port=station.port, network=NETWORK, password=PASSWORD)
     _private(bench / "bench.toml", text)
     (bench / "ca.pem").write_bytes((project / "ca/ca.pem").read_bytes())
+    _private(bench / "token", operated(project, "technician", "add", "ann"))
     return project, bench
 
 
 @asynccontextmanager
-async def workshop(folder: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIterator[Workshop]:
+async def workshop(folder: Path) -> AsyncIterator[Workshop]:
     """Everything runs."""
     project, bench = set_up(folder)
-    capsys.readouterr()
-    assert sync(["--dir", str(project), "technician", "add", "ann"]) == 0
-    _private(bench / "token", capsys.readouterr().out)
     with broker.running(project) as mosquitto, (folder / "service.log").open("wb") as log:
         serving = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "sync_service.command", "--dir", str(project), "serve"),
@@ -102,7 +126,7 @@ async def workshop(folder: Path, capsys: pytest.CaptureFixture[str]) -> AsyncIte
         try:
             async with asyncio.timeout(_READY_S):
                 assert b"ready" in await serving.stdout.readline()
-            yield Workshop(project, bench, mosquitto, capsys)
+            yield Workshop(project, bench, mosquitto)
         finally:
             serving.send_signal(signal.SIGTERM)
             await serving.wait()
