@@ -191,7 +191,7 @@ def label(db: sqlite3.Connection, kit: str, *, who: str, now_ms: int) -> None:
     audit(db, now_ms, who, "kit label", "", kit)
 
 
-def test(db: sqlite3.Connection, step: Step, checks: list[dict[str, Any]]) -> str:
+def record_test(db: sqlite3.Connection, step: Step, checks: list[dict[str, Any]]) -> str:
     """Record a self-test and take its step. `step.name`: "pass" or "fail". Raises LifeError."""
     life = take(db, step)
     row = (step.kit, step.now_ms, step.who, step.name == "pass", json.dumps(checks))

@@ -255,7 +255,7 @@ class StationService:
                 raise LifeError(
                     f"the test Reading of Kit {step.kit} has not come here: the self-test has not passed"
                 )
-            return life.test(db, step, checks)
+            return life.record_test(db, step, checks)
 
         return await self._answer_life(test)
 

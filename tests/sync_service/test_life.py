@@ -35,7 +35,7 @@ def prepared(db: sqlite3.Connection, now_ms: int = BIRTH_MS) -> None:
     assert life.make(db, "HW", 1, who=WHO, now_ms=now_ms) == [KIT]
     take(db, "provision", now_ms)
     take(db, "flash", now_ms)
-    life.test(db, Step(KIT, "pass", WHO, now_ms), [])
+    life.record_test(db, Step(KIT, "pass", WHO, now_ms), [])
     life.label(db, KIT, who=WHO, now_ms=now_ms)
     life.mark(db, KIT, "C0:FF:EE:00:00:01", "bonded", "", who=WHO, now_ms=now_ms)
 
@@ -100,7 +100,7 @@ def test_an_old_or_failed_self_test_does_not_let_a_kit_leave(db: sqlite3.Connect
     assert take(db, "ready", BIRTH_MS + 30 * DAY - 1) == "ready"
     with pytest.raises(LifeError, match="was tested 31 days ago"):
         take(db, "ship", BIRTH_MS + 31 * DAY)
-    life.test(db, Step(KIT, "fail", WHO, BIRTH_MS), [])
+    life.record_test(db, Step(KIT, "fail", WHO, BIRTH_MS), [])
     assert state(db)[0] == "flashed"
 
 
