@@ -11,6 +11,7 @@ key      blob  its private key, DER
 wipe     i32   1: begin a new Journal and forget every Sensor at the next boot, once
 pair_s   i32   let unknown Sensors bond for so long after the next boot, once
 selftest i32   1: test everything at the next boot, until all has passed once
+stream_s i32   of continuous oximetry, keep one value in so many seconds (1 to 600; 60 when it is not there)
 utc_s    i32   the latest time that was known, in seconds since 2000
 """
 
@@ -19,6 +20,7 @@ import json
 from esp32 import NVS
 
 from gateway.errors import HomewardError
+from gateway.limits import STREAM_WINDOW_MAX_MS, STREAM_WINDOW_MS
 from gateway.port import const
 
 _MAX_BLOB_BYTES = const(1984)
@@ -49,6 +51,9 @@ class Identity:
         self.certificate = self._blob("cert")
         self.key = self._blob("key")
         self.utc_s = self._number("utc_s", 0) + _TO_2000_S
+        self.stream_window_ms = self._number("stream_s", STREAM_WINDOW_MS // 1000) * 1000
+        if not 0 < self.stream_window_ms <= STREAM_WINDOW_MAX_MS:
+            raise IdentityError("stream_s must be 1 to %d" % (STREAM_WINDOW_MAX_MS // 1000))
 
     @property
     def wipe_asked(self) -> bool:

@@ -35,7 +35,7 @@ from gateway.block import (
     read_record,
 )
 from gateway.errors import FormatError, JournalError
-from gateway.limits import ACKED_EVERY, MAX_BATCH_RECORDS, MAX_BODY_BYTES, RESERVE_BLOCKS
+from gateway.limits import ACKED_EVERY, MAX_BATCH_RECORDS, MAX_BODY_BYTES, RESERVE_BLOCKS, TAIL_BLOCKS
 from gateway.message import JOURNAL_ID_BYTES
 from gateway.port import const
 from gateway.record import (
@@ -52,6 +52,7 @@ from gateway.record import (
     Event,
     Lost,
     begin,
+    decode,
     encode,
     encode_event,
     encode_lost,
@@ -62,9 +63,11 @@ from gateway.record import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Protocol
 
     from gateway.block import Flash, Header
+    from gateway.record import Record
 
     class Lock(Protocol):
         """The writer lock, given by the rim. While the main loop holds it the handler waits."""
@@ -133,15 +136,20 @@ class Journal:
     def format(self, journal_id: bytes) -> None:
         """Wipe: erase every block, then begin a Journal with this id. No append may happen meanwhile.
 
-        The newest block is erased last. A wipe that a power cut ends leaves the old Journal, which then says
-        what it has lost, or none: it is wiped again, and no sequence was used twice.
+        The newest block is erased last, and only after its header has gone: half of it would give sequences
+        again. A wipe that a power cut ends leaves the old Journal, which then says what it has lost, or none:
+        it is wiped again.
         """
         assert len(journal_id) == JOURNAL_ID_BYTES
         newest = self._newest_header()
         after = 0 if newest is None else newest.number + 1
         self._reset(b"", -1)
-        for number in range(after, after + self._blocks):
+        for number in range(after, after + self._blocks - 1):
             self._clear(number % self._blocks)
+        last = (after - 1) % self._blocks
+        if newest is not None:
+            self._overwrite(last, HEADER_BYTES)
+        self._clear(last)
         self._reset(journal_id, -1)
         while self._head == self._end:
             if self._ready:
@@ -272,6 +280,60 @@ class Journal:
             expected = sequence
         self._mark = (expected - 1, cursor.number, cursor.offset)
         return (after_sequence + 1 if count else 0), count, end
+
+    def read_one(self, sequence: int, buffer: "bytearray | memoryview", offset: int, limit_bytes: int) -> int:
+        """Copy one Record; return the offset behind it, `offset` itself when it is gone or has no room."""
+        cursor = self._seek(sequence - 1)
+        if not 0 < sequence < cursor.next_sequence:
+            return offset
+        found, length = self._look(cursor, sequence)
+        if found != sequence or not length or offset + length > limit_bytes:
+            return offset
+        memoryview(buffer)[offset : offset + length] = self._scratch[:length]
+        return offset + length
+
+    def read_tail(
+        self,
+        buffer: "bytearray | memoryview",
+        offset: int,
+        limit_bytes: int,
+        limit_records: int,
+        wants: "Callable[[Record], bool]",
+        is_enough: "Callable[[], bool]",
+    ) -> "tuple[int, int, int]":
+        """Copy the newest unacked Records that are wanted; return (first, count, end offset).
+
+        Every wanted Record from sequence `first` on is there, in order. From the newest block it goes back,
+        TAIL_BLOCKS at most, until they fill the buffer or after a block `is_enough`. `wants` is asked twice.
+        """
+        after, stop, newest = self.acked, self.next_sequence, self._newest
+        first, count, size, room = stop, 0, 0, limit_bytes - offset
+        for number in range(newest, max(self._oldest(), newest - TAIL_BLOCKS + 1) - 1, -1):
+            header = self._header_from(number, number)
+            if header is None or header.first_sequence >= first:
+                continue
+            lower = max(header.first_sequence, after + 1)
+            for record in self._records(lower, first):
+                if wants(record):
+                    count += 1
+                    size += OVERHEAD_BYTES + len(record.body)
+            first = lower
+            if lower == after + 1 or count > limit_records or size > room or is_enough():
+                break
+        copied, end, view = 0, offset, memoryview(buffer)
+        for record in self._records(first, stop):
+            if not wants(record):
+                continue
+            length = OVERHEAD_BYTES + len(record.body)
+            if count > limit_records or size > room:  # the oldest have no room
+                count -= 1
+                size -= length
+                first = record.sequence + 1
+            elif end + length <= limit_bytes:
+                view[end : end + length] = self._scratch[:length]
+                end += length
+                copied += 1
+        return first, copied, end
 
     def ack(self, through: int) -> bool:
         """Every Record up to `through` is stored; False: nothing new. Raises JournalError for the future.
@@ -407,16 +469,20 @@ class Journal:
         return is_erased(self._flash, start, start + self._flash.block_bytes, self._scratch)
 
     def _clear(self, position: int) -> None:
-        """Erase for a wipe. A block that can't be erased is overwritten with 0, which needs no erase."""
-        if self._erase(position):
-            return
+        """Erase for a wipe. A block that can't be erased is overwritten, which needs no erase."""
+        if not self._erase(position) and not self._overwrite(position, self._flash.block_bytes):
+            raise JournalError("block %d can't be wiped" % position)
+
+    def _overwrite(self, position: int, count: int) -> bool:
+        """Program 0 over the first bytes of a block; False: the flash refuses."""
         start = position * self._flash.block_bytes
         zeros = bytearray(HEADER_BYTES)
         try:
-            for offset in range(start, start + self._flash.block_bytes, HEADER_BYTES):
+            for offset in range(start, start + count, HEADER_BYTES):
                 self._flash.program(offset, zeros)
         except OSError:
-            raise JournalError("block %d can't be wiped" % position) from None
+            return False
+        return True
 
     def _say_late(self) -> None:
         """Append the EVENT of a handler that had to erase."""
@@ -464,15 +530,29 @@ class Journal:
             self._enter(cursor, number)
             cursor.offset = offset
             return cursor
-        number = oldest
-        for each in range(oldest, cursor.newest + 1):
-            header = self._header_from(each, each)
-            if header is not None and header.first_sequence > after + 1:
-                break
-            if header is not None:
-                number = each
-        self._enter(cursor, number)
+        low, high = oldest, cursor.newest
+        while (
+            low < high
+        ):  # the last block that begins at or before the sequence; those without a header count not
+            middle = (low + high + 1) // 2
+            header = self._header_from(middle, high)
+            if header is None or header.first_sequence > after + 1:
+                high = middle - 1
+            else:
+                low = header.number
+        self._enter(cursor, low)
         return cursor
+
+    def _records(self, first: int, stop: int) -> "Iterator[Record]":
+        """Each good Record from sequence `first` on and before `stop`. The one looked at is in scratch."""
+        cursor = self._seek(first - 1)
+        while first < stop:
+            sequence, length = self._look(cursor, first)
+            if length and sequence < stop:
+                yield decode(self._scratch[:length])
+                cursor.offset += padded(length)
+                sequence += 1
+            first = sequence
 
     def _enter(self, cursor: "_Cursor", number: int) -> None:
         """Put the cursor at the begin of a block. Its Records end where the next block's sequences begin."""

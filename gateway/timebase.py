@@ -13,7 +13,8 @@ SENSOR_DRIFT_PPM) the clock ran, and a timestamp from it is as good as the two r
 clock when a Sensor connects, before it collects, and again after it has set it, so that nearly every
 measurement lies in such a stretch. In any other stretch the clock was set, lost, stepped or stopped at a
 moment that nobody saw: a timestamp from there is not believed, and it casts doubt on the same timestamp
-elsewhere.
+elsewhere. A value that came in the middle of a stretch is corrected as soon as the read at its end is known:
+what was told of it before is then told again, narrower.
 """
 
 from collections import namedtuple
@@ -114,6 +115,11 @@ class Timebase:
             return None
         return self._between_neighbours(boot, uptime_ms)
 
+    def agrees(self, boot: int) -> bool:
+        """Whether the boot's ANCHORs allow for each other. Where not, its times span what each says."""
+        known = self._boots.get(boot)
+        return known is None or known.agrees()
+
     def elapsed(self, first: "Moment", second: "Moment") -> "Bound | None":
         """Return least and most ms that passed between two moments; None while one is not known."""
         if first[0] == second[0]:
@@ -182,6 +188,11 @@ class _Boot:
         self.anchors.insert(at, anchor)
         self._combined = None
 
+    def agrees(self) -> bool:
+        if self.anchors and self._combined is None:
+            self._combine()
+        return self._agree
+
     def time_of(self, uptime_ms: int) -> Time:
         earliest, latest, near = self._bound(uptime_ms)
         return Time(earliest, latest, SYNCED if near else EXTRAPOLATED)
@@ -191,12 +202,15 @@ class _Boot:
 
     def latest_begin(self, next_begin: "int | None") -> "int | None":
         bounds = []
-        if self.anchors:
-            bounds.append(self._bound(0)[1])
-        elif next_begin is not None:
-            bounds.append(next_begin - _least(self.last_ms))
         if self.receipt is not None:
             bounds.append(_start(*self.receipt))
+        if self.anchors:
+            began = self._bound(0)
+            if bounds and bounds[0] < began[0]:
+                return began[1]  # one of the service's clocks was wrong: the later bound holds for both
+            bounds.append(began[1])
+        elif next_begin is not None:
+            bounds.append(next_begin - _least(self.last_ms))
         return min(bounds) if bounds else None
 
     def _bound(self, uptime_ms: int) -> "tuple[int, int, bool]":
@@ -237,6 +251,7 @@ class SensorTimeline:
         self._timebase = timebase
         self._reads: list[_Read] = []
         self._links: list[_Link] = []  # of each read with the one before
+        self._links_of = 0  # `changes` of the Timebase when they were compared
         self._near: list[int] | None = None  # of `_near_hour`; None: to be found anew
         self._near_hour = 0
         self._moments: dict[_Read, Bound] = {}
@@ -287,7 +302,7 @@ class SensorTimeline:
         if reading.timestamp is not None and reading.clock_set:
             taken = self._by_clock(seconds_of(reading.timestamp), (boot, uptime_ms), received.latest_ms)
             if taken is not None:
-                return taken
+                return _not_before(taken, self._held_from((boot, uptime_ms)))
         held_from = self._held_from((boot, uptime_ms))
         if not can_store:
             earliest = max(received.earliest_ms - HELD_MS, min(held_from, received.earliest_ms))
@@ -311,6 +326,8 @@ class SensorTimeline:
                 else:
                     doubtful += self._around(before, after, reach, stamp)
         self._beside(stamp, at, latest_ms, count, proved, doubtful)
+        if len(proved) == 1 and not doubtful and proved[0][0] <= latest_ms:  # nearly always
+            return Time(proved[0][0], min(latest_ms, proved[0][1]), SENSOR_CORRECTED)
         proved = [bound for bound in proved if bound[0] <= latest_ms]
         if not proved:
             return None
@@ -350,11 +367,17 @@ class SensorTimeline:
         fresh = last.at[0] == at[0] and at[1] - last.at[1] <= LIVE_MS
         if fresh and last.seconds is not None and stamp > last.seconds:
             proved.append(self._by(last, stamp))
+        elif count < len(self._links) and self._links[count].ran:  # as a read that came later shows
+            if self._links[count].first <= stamp <= self._links[count].last:
+                proved.append(self._between(last, self._reads[count], stamp))
         elif not fresh or stamp in (last.seconds, last.shown):  # it may have been set since, or stand still
             doubtful.append((self._moment_of(last)[0], latest_ms))
 
     def _link(self) -> None:
-        """Compare each new read with the one before."""
+        """Compare each new read with the one before; all of them when their times may be others now."""
+        if self._links_of != self._timebase.changes:
+            self._links_of = self._timebase.changes
+            self._links.clear()
         if not self._links and self._reads:
             self._links.append(_Link(False, 1, 0, 0))
         while len(self._links) < len(self._reads):
@@ -440,6 +463,13 @@ def _difference(read: _Read, moment: "Bound") -> "Bound":
     """True time minus the Sensor's, in ms; the Sensor's shows whole seconds."""
     shown_ms: int = read.seconds * 1000
     return moment[0] - shown_ms - RESOLUTION_MS, moment[1] - shown_ms
+
+
+def _not_before(taken: Time, empty_ms: int) -> Time:
+    """A value that came after the Sensor was empty is not older, unless its timestamp is sure of it."""
+    if not taken.earliest_ms < empty_ms <= taken.latest_ms:
+        return taken
+    return Time(empty_ms, taken.latest_ms, taken.quality)
 
 
 def _gap(before: _Read, after: _Read, elapsed_ms: int) -> _Link:

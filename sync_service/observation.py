@@ -44,6 +44,8 @@ Json = dict[str, Any]
 MMHG_PER_KPA = Decimal("7.50062")
 """DOMAIN 1.4. UK Core takes blood pressure in mm[Hg] only."""
 
+ERROR = "entered-in-error"
+"""Status of what was said of the wrong patient."""
 FORMS = 2048
 """Kinds kept: one for each Sensor, Journal and quality of time under delivery, 10 kB each."""
 _ROUTINE_WORDS = frozenset(
@@ -75,6 +77,7 @@ class About(NamedTuple):
     quality: str
     host_confirmed: bool  # P1 did not hold: a desktop's Bluetooth stack confirmed it
     possible_repeat: bool
+    amended: bool = False  # the Hub was told another time before
 
 
 class _Kind(NamedTuple):
@@ -93,6 +96,7 @@ class _Kind(NamedTuple):
     quality: str
     host_confirmed: bool
     possible_repeat: bool
+    amended: bool
 
     def has_numbers(self, names: tuple[str, ...]) -> bool:
         """Whether each of these values is there and is a number."""
@@ -141,7 +145,32 @@ def _kind(characteristic: int, reading: Reading, about: About) -> _Kind:
         about.quality,
         about.host_confirmed,
         about.possible_repeat,
+        about.amended,
     )
+
+
+def identifiers(characteristic: int, key: str) -> list[str]:
+    """The values of every identifier that a Reading with this key may have at the Hub."""
+    return [key + _STATUS] + [f"{key}-{part.name}" for part in PARTS[characteristic]]
+
+
+def with_id(resource: bytes, key: str) -> bytes:
+    """An Observation of ours as the update of Observation/`key`."""
+    return b'{"id":"%b",%b' % (key.encode(), resource[1:])
+
+
+def retracted(held: Json) -> bytes:
+    """An Observation that the Hub holds as one entered in error, and its identifier given up.
+
+    So the same Reading can be created for the right patient, under the identifier that it always had. It
+    claims no profile any more: those of UK Core want it final.
+    """
+    meta = {name: value for name, value in held.get("meta", {}).items() if name in ("tag", "security")}
+    identifier = [
+        {**one, "value": f"{one['value']}-retracted-{held['id']}"} if one.get("system") == READING_ID else one
+        for one in held["identifier"]
+    ]
+    return orjson.dumps({**held, "meta": meta, "status": ERROR, "identifier": identifier})
 
 
 # --- What is filled in --------------------------------------------------------------------------------------
@@ -183,6 +212,7 @@ def _instant(ms: int, zone: tzinfo) -> bytes:
 
 # --- Forms --------------------------------------------------------------------------------------------------
 
+_STATUS = "-status"
 _BLANK = re.compile(rb"\0(\w+)\0")
 """Between NULs. Nothing else brings one into the JSON: inside a string it is escaped."""
 
@@ -194,7 +224,7 @@ def _forms(kind: _Kind) -> list[_Form]:
     if kind.trust == NEVER:
         # Its identifier is not that of a measurement: should a mended decoder find a value in these bytes
         # after all, that one must not be taken for delivered.
-        return [_form("-status", _failed(parts[0], kind), kind)]
+        return [_form(_STATUS, _failed(parts[0], kind), kind)]
     shown = [part for part in parts if kind.has_numbers(part.values)]
     assert shown, "a Reading that is trusted has a value"
     return [_form("-" + part.name, _measured(part, kind), kind) for part in shown]
@@ -228,16 +258,20 @@ def _string(text: str) -> orjson.Fragment:
 
 
 def _measured(part: Part, kind: _Kind) -> Json:
-    """What only one part has, with its value."""
+    """What only one part has, with its value. UK Core has no room for what is amended either."""
     good = kind.trust == GOOD
     return {
-        **_meta(part.measure.profile if good else "", kind, test=False),
-        "status": "final" if good else "preliminary",
+        **_meta(part.measure.profile if good and not kind.amended else "", kind, test=False),
+        "status": _final(kind) if good else "preliminary",
         "category": _VITAL_SIGNS,
         "code": _concept(part.measure, vital=True),
         **_marks(part, kind),
         **_value(part),
     }
+
+
+def _final(kind: _Kind) -> str:
+    return "amended" if kind.amended else "final"
 
 
 def _value(part: Part) -> Json:
@@ -255,7 +289,7 @@ def _failed(part: Part, kind: _Kind) -> Json:
     reason = {"system": ABSENT_REASONS, "code": _absent_reason(part, kind)}
     return {
         **_meta("", kind, test=not _TEST_WORDS.isdisjoint(kind.status)),
-        "status": "final",
+        "status": _final(kind),
         "code": _concept(part.measure, vital=False),
         "dataAbsentReason": {"coding": [reason]},
     }

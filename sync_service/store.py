@@ -27,7 +27,7 @@ Work = Callable[[sqlite3.Connection], T]
 
 SCHEMA_VERSION = 2
 MIGRATIONS = {
-    1: (  # a Kit's life at the bench, and whom an entry of the audit log concerns
+    1: (  # a Kit's life at the bench, and whom an entry of the audit log concerns; kinds of delivery
         "alter table kit add column life text not null default 'provisioned'",
         "alter table kit add column life_ms integer",
         "alter table kit add column labelled_ms integer",
@@ -38,6 +38,8 @@ MIGRATIONS = {
             select 1 from assignment where assignment.kit = kit.kit and end_ms is null)""",
         """update audit set kit = (
             select kit.kit from kit where audit.detail = kit.kit or audit.detail like kit.kit || ' %')""",
+        "alter table outbox add column kind text not null default 'create'",
+        "drop index if exists reading_content",
     ),
 }
 """What turns a Store of this version into one of the next, before the schema adds what is new altogether."""
@@ -307,6 +309,12 @@ def _tell(ended: list[_Ended]) -> None:
 
 _COUNT = "insert into counter values (?, ?, ?) on conflict do update set n = n + excluded.n"
 _AUDIT = "insert into audit (at_ms, who, action, detail, kit) values (?, ?, ?, ?, ?)"
+
+
+def utc_ms(db: sqlite3.Connection) -> int:
+    """What the database's own clock shows."""
+    (days,) = db.execute("select julianday('now') - 2440587.5").fetchone()
+    return int(days * 86_400_000)
 
 
 def count(db: sqlite3.Connection, kit: str, name: str, n: int = 1) -> None:

@@ -11,6 +11,7 @@ from hw.station import (
     doctor,
     flash,
     image,
+    journal,
     journey,
     label,
     monitor,
@@ -19,7 +20,7 @@ from hw.station import (
     wipe,
 )
 
-COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, doctor, decode)
+COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, doctor, journal, decode)
 """In the order of a Kit's life."""
 
 

@@ -27,11 +27,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
-from gateway.errors import HomewardError
+from gateway.errors import HomewardError, JournalError
 from gateway.journal import Journal
-from gateway.record import LOST, OVERHEAD_BYTES, OVERWRITTEN, TORN, decode_body, length_at
+from gateway.record import INDICATED, LOST, OVERHEAD_BYTES, OVERWRITTEN, TORN, decode_body, length_at
 from tests.gateway_linux.test_preemption import BURSTS, WORKS, preempt
 from tests.power_cuts.flash import NorFlash
 from tests.power_cuts.week import CUFF, Bonds, Kept, Kit, Lock, Week
@@ -40,7 +41,8 @@ BLOCKS, BLOCK_BYTES, DAYS = 6, 1024, 7
 """The smallest ring in which the week's days off line wrap. Blocks of 1 KiB: four times the block ends."""
 LAST_RECORDS = 12
 """Read after a cut program of the third boot: what its block held before, and what was being written."""
-VALUE = b"\x16\x78\x00\x50\x00\x5d\x00\xe9\x07\x0b\x1a\x07\x00\x05\x48\x00"
+VALUE = b"\x06\x78\x00\x50\x00\x5d\x00\xe9\x07\x0b\x1a\x07\x00\x05\x48\x00"
+NEXT_ID = b"journal2"
 FAILURES = ("lost", "unrecovered", "changed", "reused")
 _SHOWN = 5
 
@@ -102,6 +104,8 @@ class Proof:
         for day in self._days:
             self._live(day)
         self.week.end()
+        flash.watch = self._cut_wipe
+        self.week.kit.journal.format(NEXT_ID)
         flash.watch = None
         self.counts["operations"] += flash.operations - operations
         self.counts["outcomes"] += flash.outcomes - outcomes
@@ -176,9 +180,36 @@ class Proof:
             if first <= kept.last if reason == TORN else last > given_up:
                 raise Violation("lost", f"{first} to {last} for reason {reason}")
 
+    def _cut_wipe(self, outcomes: list[NorFlash], program: bool) -> None:
+        """Power fails while the Kit is wiped for the next patient."""
+        if program and self.failures < self._patience:
+            self._try(partial(self._faded, *outcomes[-2:]))
+        for flash in outcomes:
+            if self.failures < self._patience:
+                self._try(partial(self._wiped_again, flash))
+
+    def _wiped_again(self, flash: NorFlash) -> None:
+        """The old Journal, which knows how far it had come, or the new one, or none; it is wiped again."""
+        journal = self._kind(flash, Lock())
+        with suppress(JournalError):
+            journal.mount()
+            if journal.journal_id != NEXT_ID and journal.next_sequence <= self.week.kept.last:
+                raise Violation("reused", f"half wiped, goes on with {journal.next_sequence}")
+            Sent(journal, 0)
+        journal.format(NEXT_ID)
+        journal.append_frame(CUFF, INDICATED, 0x2A35, VALUE, 0, 1)
+        again = self._mounted(flash)
+        if again.journal_id != NEXT_ID or list(Sent(again, 0).records) != [1]:
+            raise Violation("unrecovered", "the wiped Kit keeps nothing")
+
     def _faded(self, torn: NorFlash, whole: NorFlash) -> None:
         """One boot reads a Record as whole and sends it; the next one finds it torn."""
-        first = self._mounted(whole)
+        try:
+            first = self._mounted(whole)
+        except JournalError:  # the wipe has just ended the old Journal
+            return
+        if first.next_sequence == 1:  # it has just begun the new one, and no append has returned
+            return
         if self._mounted(torn).next_sequence < first.next_sequence:
             raise Violation("reused", f"{first.next_sequence - 1} was sent before it faded")
 

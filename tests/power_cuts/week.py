@@ -158,7 +158,12 @@ class Service:
 
     def receive(self, whole: bytes, utc_ms: int) -> bytes:
         batch = decode_batch(whole)
-        for record in decode_all(batch.records):
+        self.take(batch.records)
+        return encode_ack(Ack(batch.journal_id, batch.nonce, self.through, 0, 0, None, utc_ms, 60))
+
+    def take(self, records: bytes) -> None:
+        """Store what a Batch holds."""
+        for record in decode_all(records):
             if record.type == LOST:
                 lost = decode_body(LOST, 1, record.body)
                 assert isinstance(lost, Lost) and encode_lost(lost) == record.body
@@ -168,7 +173,6 @@ class Service:
                 whole = encode(*record)
                 assert self.records.setdefault(record.sequence, whole) == whole, "a conflict"
                 self.through = max(self.through, record.sequence)
-        return encode_ack(Ack(batch.journal_id, batch.nonce, self.through, 0, 0, None, utc_ms, 60))
 
 
 class Week:
@@ -245,7 +249,9 @@ class Week:
         gateway.connected(self._now_ms)
         while (batch := gateway.uplink.next_batch(self._now_ms)) is not None:
             self._now_ms += 150
-            gateway.receive_ack(self.service.receive(bytes(batch), UTC_MS + self._day_ms), self._now_ms)
+            gateway.receive_ack(
+                self.service.receive(bytes(batch), UTC_MS + self._day_ms + self._now_ms), self._now_ms
+            )
         gateway.uplink.disconnected(self._now_ms)
 
 
@@ -253,7 +259,7 @@ def _values(sensor: int, count: int, number: int) -> Iterator[bytes]:
     for each in range(count):
         if sensor == CUFF:
             yield struct.pack(
-                "<BHHHHBBBBBH", 0x16, 120 + number % 40, 80, 93, 2025, 11, 26, 7, each, 5, 60 + each
+                "<BHHHHBBBBBH", 0x06, 120 + number % 40, 80, 93, 2025, 11, 26, 7, each, 5, 60 + each
             )
         else:
             yield struct.pack("<BHH", 0, 90 + number % 10, 60 + each)
