@@ -5,7 +5,7 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SEEDS ?= 20
-BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmware -name '*.py' 2>/dev/null)
+BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py hw/boards/HOMEWARD/*.py) $(shell find firmware -name '*.py' 2>/dev/null)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help

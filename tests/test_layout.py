@@ -104,7 +104,9 @@ def test_only_virtual_hardware_and_tests_import_bumble() -> None:
 
 
 def test_only_the_board_imports_board_modules() -> None:
-    _only_importers(BOARD_MODULES, ("firmware/", "hw/virtual/board", "hw/hil/probe.py"))
+    _only_importers(
+        BOARD_MODULES, ("firmware/", "hw/boards/HOMEWARD/", "hw/virtual/board", "hw/hil/probe.py")
+    )
 
 
 def test_nothing_but_tests_imports_tests() -> None:
