@@ -34,6 +34,11 @@ _TEST_VALUE = b"\x02\x61\x00\x48\x00\x00\x08"
 _MAX_RECORD_BYTES = const(640)
 
 
+def begin(kit: "Kit") -> None:
+    """Test the Kit beside everything else that it does."""
+    asyncio.create_task(SelfTest(kit).run())
+
+
 class SelfTest:
     """`run` once."""
 
