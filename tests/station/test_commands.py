@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from workshop import Wire, Workshop, workshop
 
 from hw.station import bench, doctor, monitor
 from hw.station.console import Console
@@ -18,6 +17,7 @@ from sync_service import identity
 from sync_service.kit_id import kit_id
 from sync_service.life import Step, record_test
 from sync_service.store import connect
+from tests.station.workshop import Wire, Workshop, workshop
 
 KIT = "HW-0001-Z"
 NOW_MS = 1_000 * int(time.time())

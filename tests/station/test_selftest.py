@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from workshop import Said, Wire, Workshop, showed, workshop
 
 from gateway.linux.config import Config
 from hw.demo.kit import identity as kit_identity
@@ -22,6 +21,7 @@ from hw.virtual.clock import SensorClock
 from hw.virtual.cuff import Cuff
 from hw.virtual.radio import Room
 from hw.virtual.sensor import Habits, Label
+from tests.station.workshop import Said, Wire, Workshop, showed, workshop
 
 KIT = "HW-0001-Z"
 BUTTON_PIN = 0
