@@ -9,7 +9,7 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py hw/boards/HOMEWARD/*.
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-station check hil sim power-cuts bench bench-firmware bench-journal clean
+.PHONY: help setup demo test test-station station-walk check hil sim power-cuts bench bench-firmware bench-journal clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -40,6 +40,10 @@ test-station: $(VENV)/.test ## the bench: images, the real esptool against emula
 	@$(RUN) -m hw.virtual.programs mosquitto micropython esp32-micropython >/dev/null
 	@$(RUN) -m pytest tests/station $(ARGS) >&2
 	@$(RUN) -m tests.station.run
+
+station-walk: $(VENV)/.test ## one Kit over the bench and back, timed; label and receipt in build/station-walk
+	@$(RUN) -m hw.virtual.programs mosquitto micropython esp32-micropython >/dev/null
+	@$(RUN) -m tests.station.walk $(ARGS)
 
 hil: $(VENV)/.test ## the checks of a real board on a USB port; without one it says how to enable them
 	@$(RUN) -m hw.hil

@@ -10,6 +10,7 @@ cert     blob  certificate of this Kit, DER
 key      blob  its private key, DER
 wipe     i32   1: begin a new Journal and forget every Sensor at the next boot, once
 pair_s   i32   let unknown Sensors bond for so long after the next boot, once
+selftest i32   1: test everything at the next boot, until all has passed once
 stream_s i32   of continuous oximetry, keep one value in so many seconds (1 to 600; 60 when it is not there)
 sntp     blob  name of an SNTP server to ask while the service gives no time; none when it is not there
 utc_s    i32   the latest time that was known, in seconds since 2000
@@ -64,6 +65,15 @@ class Identity:
     def wiped(self) -> None:
         """The new Journal has begun."""
         self._forget("wipe")
+
+    @property
+    def test_asked(self) -> bool:
+        """Whether the Station has asked for the self-test."""
+        return self._number("selftest", 0) == 1
+
+    def tested(self) -> None:
+        """It has passed."""
+        self._forget("selftest")
 
     def take_pairing_s(self) -> int:
         """How long unknown Sensors may bond from now on. Asked for once, given once."""

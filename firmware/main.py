@@ -86,6 +86,8 @@ class Kit:
         now_ms = self.clock.now_ms()
         self.gateway.start(now_ms, cause=board.reset_cause())
         self.gateway.open_pairing(now_ms, self.identity.take_pairing_s() * 1000)
+        if self.identity.test_asked:  # at the bench alone: in a home its code shall take no heap
+            __import__("firmware.self_test").self_test.begin(self)
         keep = self.supervisor.keep
         await asyncio.gather(
             self.supervisor.run(),

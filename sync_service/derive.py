@@ -56,6 +56,7 @@ MAX_BRACKET_MS = 43_200_000
 
 BOND_CHANGED = "the bond with the Sensor has changed: it may be another one"
 NO_SENSOR = "the Sensor's description is missing"
+SELF_TEST = "a self-test of the bench: no Sensor has measured it"
 
 
 class Moment(NamedTuple):
@@ -465,7 +466,9 @@ class Journal:
 
     def _unknown(self, reference: int) -> Source:
         name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"
-        return self._sources.setdefault(reference, Source(name, self._timebase, NO_SENSOR))
+        # No Sensor has reference 0: such a Frame never becomes anybody's.
+        barred = NO_SENSOR if reference else SELF_TEST
+        return self._sources.setdefault(reference, Source(name, self._timebase, barred))
 
     def _remember(self, version: int, body: bytes) -> None:
         try:

@@ -5,9 +5,23 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode, flash, image, journal
+from hw.station import (
+    StationError,
+    decode,
+    doctor,
+    flash,
+    image,
+    journal,
+    journey,
+    label,
+    monitor,
+    provision,
+    selftest,
+    wipe,
+)
 
-COMMANDS = (decode, flash, image, journal)
+COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, doctor, journal, decode)
+"""In the order of a Kit's life."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

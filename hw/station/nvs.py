@@ -56,6 +56,7 @@ def identity(kit: KitFolder) -> Values:
         "cert": kit.certificate,
         "key": kit.key,
         "wipe": 1,
+        "selftest": 1,
         "utc_s": kit.made_at - _FROM_1970_TO_2000_S,
     }
     optional: Values = {
