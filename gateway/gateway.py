@@ -88,6 +88,7 @@ class Gateway:
         self.journal = journal
         self.uplink = uplink
         self.counters = dict.fromkeys(COUNTERS, 0)
+        self.rim: dict[str, object] = {}  # what the rim adds to the status
         self._bonds = bonds
         self._bonded = [_Bonded(kept) for kept in bonds.load()]
         for bonded in self._bonded:
@@ -263,6 +264,7 @@ class Gateway:
             host_confirmed=bool(self._frame_flags & HOST_CONFIRMED),
             counters=counters,
             sensors=[{"sensor": b.reference, "seen_ms": self._seen_ms(b.reference)} for b in self._bonded],
+            rim=self.rim,
         )
 
     def maintain(self) -> bool:
