@@ -20,10 +20,10 @@ import sqlite3
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from gateway import record
@@ -32,7 +32,7 @@ from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
 from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_body
 from gateway.sensors import can_store, decode, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
-from sync_service.assignments import Assignment, bind, of_kit, place
+from sync_service.assignments import Assignment, bind, of_kit, place, take_back
 from sync_service.redate import News, redate
 from sync_service.store import Store, StoreUnavailable, count
 
@@ -96,11 +96,21 @@ class Derived(NamedTuple):
     queued: int
 
 
+Ahead = Callable[[sqlite3.Connection], list[Measurement]]
+"""Finds what can be derived ahead of its Journal's cursor (early.py)."""
+
+
+def nothing_ahead(db: sqlite3.Connection) -> list[Measurement]:
+    """Everything waits for its turn."""
+    return []
+
+
 async def run(
     store: Store,
     wake: asyncio.Event,
     outbox_wake: asyncio.Event,
     *,
+    ahead: Ahead = nothing_ahead,
     quiet: Callable[[], Awaitable[None]] | None = None,
     max_bracket_ms: int = MAX_BRACKET_MS,
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
@@ -109,7 +119,7 @@ async def run(
 
     `quiet` returns when ingest has nothing to do: derivation gives way to it.
     """
-    deriver = Deriver(max_bracket_ms=max_bracket_ms)
+    deriver = Deriver(ahead=ahead, max_bracket_ms=max_bracket_ms)
     while True:
         wake.clear()
         try:
@@ -137,9 +147,11 @@ async def _give_way(quiet: Callable[[], Awaitable[None]] | None) -> None:
 class Deriver:
     """Derivation of all Journals, a chunk at a time."""
 
-    def __init__(self, *, max_bracket_ms: int = MAX_BRACKET_MS) -> None:
+    def __init__(self, *, ahead: Ahead = nothing_ahead, max_bracket_ms: int = MAX_BRACKET_MS) -> None:
+        self._ahead = ahead
         self._max_bracket_ms = max_bracket_ms
         self._journals: dict[int, Journal] = {}
+        self._passed: list[tuple[Journal, int]] = []  # sequences of Readings that have another time now
         self._stopped: dict[int, int] = {}  # Journal -> `through` at which its next Frame had no time yet
 
     async def step(self, store: Store, now_ms: int) -> Derived:
@@ -150,11 +162,14 @@ class Deriver:
             # The contexts are ahead of the cursors now; they are built anew from the Records.
             self._journals.clear()
             self._stopped.clear()
+            self._passed.clear()
             raise
 
     def chunk(self, db: sqlite3.Connection, *, now_ms: int) -> Derived:
-        """Derive at most CHUNK_RECORDS in the caller's transaction."""
-        records = 0
+        """Derive at most CHUNK_RECORDS in the caller's transaction, and what can be derived ahead."""
+        early = self._ahead(db)
+        queued = self._store(db, early, now_ms, early=True)
+        records = len(early)
         found: list[Measurement] = []
         moved: list[tuple[int, int]] = []
         looked_at: list[Journal] = []
@@ -166,15 +181,20 @@ class Deriver:
                 moved.append((journal.cursor, journal.number))
             if records >= CHUNK_RECORDS:
                 break
-        queued = self._store(db, found, now_ms)
+        queued += self._store(db, found, now_ms)
         db.executemany("update journal set derived_through = ? where journal = ?", moved)
         for journal in {one.journal.number: one.journal for one in found}.values():
             queued += self._disprove(db, journal, now_ms)
+        passed, self._passed = self._passed, []
+        for journal, sequence in passed:
+            queued += self._redate(db, journal, News(sequence, sequence, True), now_ms)
         for journal in looked_at:
             if (news := journal.take_news()) is not None:
-                place_again = partial(_Placer(db, self._max_bracket_ms).place, journal)
-                queued += redate(db, journal, news, place_again, now_ms)
+                queued += self._redate(db, journal, news, now_ms)
         return Derived(records, queued)
+
+    def _redate(self, db: sqlite3.Connection, journal: "Journal", news: News, now_ms: int) -> int:
+        return redate(db, journal, news, partial(_Placer(db, self._max_bracket_ms).place, journal), now_ms)
 
     def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
         for number, through, cursor, kit, journal_id, floor_ms, episode in db.execute(_WITH_WORK).fetchall():
@@ -195,11 +215,13 @@ class Deriver:
         """Take the Journal's next Records; return how many were taken."""
         journal.look_ahead(db)
         rows = db.execute(_RECORDS, (journal.number, journal.cursor, journal.through, limit)).fetchall()
-        for taken, (sequence, type, version, boot, uptime_ms, body) in enumerate(rows):
+        for taken, (sequence, type, version, boot, uptime_ms, body, *derived) in enumerate(rows):
             at = Moment(sequence, boot, uptime_ms)
             try:
                 if type != record.FRAME:
                     journal.learn(type, version, at, body)
+                elif derived[0] is not None:
+                    self._pass(db, journal, _frame(version, body), at, derived)
                 elif not self._frame(journal, _frame(version, body), at, found):
                     self._stopped[journal.number] = journal.through
                     return taken
@@ -220,8 +242,31 @@ class Deriver:
         found.append(measurement)
         return True
 
-    def _store(self, db: sqlite3.Connection, found: list[Measurement], now_ms: int) -> int:
-        """Write the Readings and Outbox rows; return how many were queued."""
+    def _pass(
+        self, db: sqlite3.Connection, journal: "Journal", frame: Frame, at: Moment, derived: Sequence[Any]
+    ) -> None:
+        """Pass a Frame that has its Reading: derived early, or before a Record came late.
+
+        Its key stays. Its time is that of all others now, and a bond that had changed takes it back.
+        """
+        one = journal.measure(frame, at)
+        if one is None:
+            return
+        if one.barred is not None:
+            self._bar(db, journal, derived[0], one.barred)
+        elif one.time != tuple(derived[1:]):
+            self._passed.append((journal, at.sequence))
+
+    def _bar(self, db: sqlite3.Connection, journal: "Journal", reading: int, reason: str) -> None:
+        if db.execute(_BAR, (reading,)).rowcount:
+            take_back(db, [reading], reason)
+            count(db, journal.kit, "early Readings taken back", 1)
+            log.error("Kit %s: a Reading was derived before a Record that speaks against it", journal.kit)
+
+    def _store(
+        self, db: sqlite3.Connection, found: list[Measurement], now_ms: int, *, early: bool = False
+    ) -> int:
+        """Write the Readings and Outbox rows; return how many were queued. `early`: those alone."""
         if not found:
             return 0
         known = _known(db, {one.content for one in found if not one.streamed})
@@ -229,8 +274,10 @@ class Deriver:
         placer = _Placer(db, self._max_bracket_ms)
         readings, outbox = [], []
         for one in found:
+            row, patient = _row(reading + 1, one, known, placer, now_ms)
+            if early and patient is None:
+                continue  # held, or a repeat: that is for its turn
             reading += 1
-            row, patient = _row(reading, one, known, placer, now_ms)
             readings.append(row)
             if patient:
                 outbox.append((reading, patient, now_ms))
@@ -379,6 +426,10 @@ class Journal:
             learned = decode_body(type, version, body)
         except Unknown:
             return  # of a later release, or none of ours
+        self.take(learned, at)
+
+    def take(self, learned: object, at: Moment) -> None:
+        """Take the decoded body of a Record that is no Frame."""
         if isinstance(learned, Sensor):
             self._learn_sensor(learned)
         elif isinstance(learned, SensorClock):
@@ -406,6 +457,16 @@ class Journal:
             taken,
             source.barred,
         )
+
+    def source_of(self, reference: int) -> Source | None:
+        """The Sensor as described so far, None when it is not."""
+        return self._sources.get(reference)
+
+    def forget_clocks(self) -> None:
+        """Records are missing here: begin anew with what clocks showed, and when Sensors were empty."""
+        for source in self._sources.values():
+            source.stands_still = source.disproved
+            source.timeline = SensorTimeline(self._timebase)
 
     def time_of(self, source: Source, frame: Frame, at: Moment) -> Time | None:
         """When the Frame's value was taken, as known now."""
@@ -619,12 +680,11 @@ _WITH_WORK = """
     left join assignment on assignment.assignment = journal.assignment
     where journal.derived_through < journal.through
     order by journal.through - journal.derived_through"""
-# The next Records of a Journal. A Record that came late moves the cursor back: those after it have theirs.
+# The next Records of a Journal. Some have their Reading: derived early, or before a Record came late.
 _RECORDS = """
-    select sequence, type, version, boot, uptime_ms, body from record
-    where journal = ? and sequence > ? and sequence <= ? and not exists (
-        select 1 from reading where reading.journal = record.journal and reading.sequence = record.sequence)
-    order by sequence limit ?"""
+    select record.sequence, type, version, boot, uptime_ms, body, reading, earliest_ms, latest_ms, quality
+    from record left join reading using (journal, sequence)
+    where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
 # What is no Frame: few, and in an index of their own.
 _CONTEXT = """
     select type, version, sequence, boot, uptime_ms, body from record
@@ -648,6 +708,7 @@ _INSERT_READING = """
         earliest_ms, latest_ms, quality, state, reason, barred, assignment, derived_ms)
     values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _INSERT_OUTBOX = "insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)"
+_BAR = "update reading set barred = 1 where reading = ? and barred = 0 and state <> 'repeat'"
 _INSERT_QUARANTINE = """
     insert into quarantine (kit, reason, content, received_ms) values (?, ?, ?, ?) on conflict do nothing"""
 # What a Sensor sent in this Journal and was taken for a repeat.
