@@ -103,6 +103,7 @@ async def run(
     quiet: Callable[[], Awaitable[None]] | None = None,
     max_bracket_ms: int = MAX_BRACKET_MS,
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    poll_s: float = POLL_S,
 ) -> None:
     """Derive until cancelled. Ingest sets `wake` after a commit; this sets `outbox_wake` after a row.
 
@@ -121,7 +122,7 @@ async def run(
             log.warning("derivation waits: %s", error)  # the disk is full or locked; nothing is lost
             await asyncio.sleep(POLL_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(poll_s):
                 await wake.wait()
 
 
