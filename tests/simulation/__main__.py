@@ -22,6 +22,11 @@ from tests.simulation.checkers import MOST_REPORTED
 from tests.simulation.faults import KINDS
 from tests.simulation.world import World
 
+REMEMBERED = {
+    10: "a power cut between a Sensor's clock was set and that was noted: times wrong by half a second",
+}
+"""Every seed that has ever failed, and why. They run with each sweep, whatever else does."""
+
 
 def run(job: tuple[int, int, int]) -> dict[str, Any]:
     """One seed: its figures and what it has broken."""
@@ -72,6 +77,8 @@ def sweep(seeds: list[int], days: int, kits: int, jobs: int, *, first_only: bool
         name: total[name] for name in ("seeds", "kit_days", "readings", "observations", "power_cuts")
     }
     closing["cpu_s"] = round(total["cpu_s"], 1)
+    if len(seeds) == 1:
+        closing["digest"] = figures["digest"]
     return {**closing, "faults": dict(faults), "violations": total["violations"], "broken": sorted(broken)}
 
 
@@ -88,6 +95,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.disable()  # the service's own words about faults that we know of
     seeds = list(range(options.first, options.first + options.seeds))
+    seeds += [seed for seed in REMEMBERED if seed not in seeds]
     if options.seed is not None:
         seeds = [options.seed]
     closing = sweep(seeds, options.days, options.kits, options.jobs, first_only=options.first_only)

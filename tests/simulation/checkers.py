@@ -6,6 +6,7 @@ each Batch, P3 at each Ack), the others when it has come to rest.
 
 import struct
 import traceback
+import zlib
 from collections import defaultdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -195,9 +196,8 @@ class Checks:
             lost = self._lost(kit.name)
             for (journal, sequence), kept in kit.kept.items():
                 where = f"{kit.name} {journal.hex()} {sequence}"
-                value = kept.measurement.value
                 if (journal, sequence) in stored:
-                    if stored[journal, sequence][4:] != value:
+                    if stored[journal, sequence][4:] != kept.value:
                         self.found(P2, f"{where}: other bytes are stored")
                     elif (kit.name, journal, sequence) not in rows and not self._quarantined(kept):
                         self.found(P2, f"{where}: stored and no Reading")
@@ -225,16 +225,17 @@ class Checks:
             return False
         query = "select content from quarantine where kit = ?"
         rows = self.world.database.rows(query, (kept.kit,))
-        return any(content[4:] == kept.measurement.value for (content,) in rows)
+        return any(content[4:] == kept.value for (content,) in rows)
 
     def _still_in_flash(self, kit: "Kit", kept: Kept) -> bool:
-        """Whole, with its sequence before it."""
+        """Whole, by its CRC."""
         if kit.journals[-1] != kept.journal:
             return False
-        value = kept.measurement.value
+        value = kept.value
         head = struct.pack("<HBBI", len(value) + 4, FRAME, 1, kept.sequence)
         at = kit.flash.cells.find(head)
-        return at >= 0 and kit.flash.cells[at + 22 : at + 22 + len(value)] == value
+        whole = bytes(kit.flash.cells[at : at + 26 + len(value)])
+        return at >= 0 and zlib.crc32(whole[:-4]) == int.from_bytes(whole[-4:], "little")
 
     def _check_rows(self, rows: dict[tuple[str, bytes, int], Row]) -> None:
         """P4, P5 and P6 on what the Store says, held Readings included."""
@@ -249,18 +250,23 @@ class Checks:
             kept = self._kept(row)
             if kept is None:
                 continue  # of the thief
-            taken_ms = kept.measurement.taken_ms
-            if row.earliest_ms is not None and row.latest_ms is not None and row.state != "repeat":
-                if not row.earliest_ms - SLACK_MS <= taken_ms <= row.latest_ms + SLACK_MS:
-                    off = max(row.earliest_ms - taken_ms, taken_ms - row.latest_ms)
-                    self.found(P6, f"{row.kit} {row.sequence} is {off} ms out of its bound ({row.state})")
-            if row.state == "repeat":
+            if row.state != "repeat":
+                self._check_time(row, kept)
+            else:
                 first = self._kept(numbers[row.repeat_of or 0])
                 if first is not None and first.measurement is not kept.measurement:
                     one, other = first.measurement.number, kept.measurement.number
                     self.found(P4, f"{row.kit} {row.sequence}: measurement {other} was taken for {one}")
             if row.state == "held" and not row.barred:
                 self._check_held(row, assignments[row.kit], journals[row.journal])
+
+    def _check_time(self, row: Row, kept: Kept) -> None:
+        if row.earliest_ms is not None and row.latest_ms is not None:
+            off_ms = max(
+                row.earliest_ms - kept.measurement.taken_ms, kept.measurement.taken_ms - row.latest_ms
+            )
+            if off_ms > SLACK_MS:
+                self.found(P6, f"{row.kit} {row.sequence} is {off_ms} ms out of its bound ({row.state})")
 
     def _assignments(self) -> dict[str, list[tuple[str, int, int]]]:
         found: dict[str, list[tuple[str, int, int]]] = defaultdict(list)

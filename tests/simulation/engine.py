@@ -1,4 +1,4 @@
-"""The engine: an asyncio event loop whose time jumps to the next timer, and processes that can end at any step.
+"""The engine: an asyncio event loop whose time jumps to the next timer, and processes that end at any step.
 
 Nothing here waits: a fortnight takes as long as its work. Single-threaded, and ordered by time and then by
 who asked first, so that one seed gives one run.

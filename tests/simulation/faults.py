@@ -16,7 +16,9 @@
     power cut in an erase    the same
     watchdog                 a boot without a power cut
     handler preempts         NimBLE's task comes between two bytecodes of the main loop
-    bit rot                  flash forgets: also the last Record before a boot
+    flash refuses            a bad block: the driver says so
+    flash forgets            the same, and nobody says so
+    bit rot                  flash forgets later: also the last Record before a boot
     -- the Sensor
     link dropped             out of reach, at any step
     confirmation lost        kept, and sent again
@@ -54,7 +56,8 @@ from random import Random
 KINDS = (
     "message lost", "message doubled", "message late", "message overtaken", "link half open",
     "home offline", "broker restarted", "worker cut off",
-    "power cut", "power cut in a program", "power cut in an erase", "watchdog", "handler preempts", "bit rot",
+    "power cut", "power cut in a program", "power cut in an erase", "watchdog", "handler preempts",
+    "flash refuses", "flash forgets", "bit rot",
     "link dropped", "confirmation lost", "no answer", "operation refused",
     "clock unset", "clock stopped", "clock stepped", "clock lost",
     "failed measurement", "questionable measurement", "demonstration", "hostile value",

@@ -75,8 +75,13 @@ class Hub:
             return _refused("412")
         if request["method"] == "PUT":
             return self._update(request["url"], resource)
+        assert request["method"] == "POST"
+        if "ifNoneExist" not in request:
+            named = resource["identifier"][0]
+            key = (resource["resourceType"], named["system"], named["value"])
+            return {"response": {"status": "201", "location": f"{self._create(key, resource)}/_history/1"}}
         found = _IDENTIFIER.fullmatch(unquote(request["ifNoneExist"]))
-        assert request["method"] == "POST" and found is not None
+        assert found is not None
         key = (resource["resourceType"], *found.groups())
         there = self._named.get(key, ())
         if self.races:
@@ -131,9 +136,7 @@ class Hub:
 
 def _refused(status: str) -> Json:
     issue = {"severity": "error", "code": "processing", "diagnostics": "refused"}
-    return {
-        "response": {"status": status, "outcome": {"resourceType": "OperationOutcome", "issue": [issue]}}
-    }
+    return {"response": {"status": status, "outcome": {"resourceType": "OperationOutcome", "issue": [issue]}}}
 
 
 class Session:

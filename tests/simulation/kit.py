@@ -47,6 +47,7 @@ class NorFlash:
         self.cells = bytearray(b"\xff" * self.size)
         self.cut_in: int | None = None  # operations until the power fails
         self.on_cut: Callable[[str], None] = lambda kind: None
+        self.troubles: Callable[[str, float], bool] = lambda kind, chance: False
         self.interrupt: Callable[[], None] | None = None  # the handler wants to run
         self.recent: deque[bytes] = deque(maxlen=4)  # what was programmed last
         self.last = (0, 0)  # offset and length of the last program
@@ -74,6 +75,10 @@ class NorFlash:
                 for i in range(done, min(done + 4, length)):
                     self.cells[offset + i] &= new[i] | self._random.getrandbits(8)
             self._fail("power cut in a program")
+        if self.troubles("flash refuses", 0.0002):
+            raise OSError(5)
+        if self.troubles("flash forgets", 0.0003):
+            new = (before & (ones | 1 << self._random.randrange(8 * length))).to_bytes(length, "little")
         self.cells[offset : offset + length] = new
         self.recent.append(new)
         self.last = (offset, length)
@@ -89,6 +94,8 @@ class NorFlash:
             for i in range(start + done, min(start + done + 16, start + self.block_bytes)):
                 self.cells[i] |= self._random.getrandbits(8)
             self._fail("power cut in an erase")
+        if self.troubles("flash refuses", 0.01):
+            raise OSError(5)
         self.cells[start : start + self.block_bytes] = b"\xff" * self.block_bytes
 
     def rot(self, offset: int) -> None:
@@ -135,6 +142,7 @@ class Kit:
         self.bonds_flash = NorFlash(8, 1024, random)
         for flash in (self.flash, self.bonds_flash):
             flash.on_cut = self._cut_in_flash
+        self.flash.troubles = world.faults.strikes
         self.sensors: list[Sensor] = []
         self.process: Process | None = None
         self.online = True  # of its place
@@ -312,8 +320,7 @@ class Visit:
         if self.up:
             self.up = False
             self.kit.visits.remove(self)
-            self.sensor.visit = None
-            self.sensor.left_s = self.kit.world.loop.time()
+            self.sensor.left()
             self.news.set()
 
     async def run(self) -> None:
@@ -424,18 +431,18 @@ class Visit:
                 self.reference, uuid, value, self._flags, uptime_ms >> 24, uptime_ms & 0xFFFFFF
             )
         except PowerCut:  # the last word may have been whole
-            self._keep(kit.journal.next_sequence, measurement)
+            self._keep(kit.journal.next_sequence, measurement, value)
             return
         except JournalError:
             self.end()
             return
-        measurement.frames.append(self._keep(sequence, measurement))
+        measurement.frames.append(self._keep(sequence, measurement, value))
         self._indicated.append((uuid, b""))
         self.news.set()
         kit.news.set()
 
-    def _keep(self, sequence: int, measurement: Measurement) -> Kept:
-        kept = Kept(self.kit.name, self.kit.journal.journal_id, sequence, measurement)
+    def _keep(self, sequence: int, measurement: Measurement, value: bytes) -> Kept:
+        kept = Kept(self.kit.name, self.kit.journal.journal_id, sequence, measurement, value)
         self.kit.kept[kept.journal, sequence] = kept
         return kept
 

@@ -22,7 +22,7 @@ PRESSURE, SPOT_CHECK, RACP, DATE_TIME, CURRENT_TIME = 0x2A35, 0x2A5E, 0x2A52, 0x
 CAPACITY = 60
 FACTORY_MS = int(datetime(2010, 1, 1, tzinfo=UTC).timestamp() * 1000)
 STEPS_MIN = (-600, -180, -60, -25, 25, 60, 180, 600, -525_600)
-"""Minutes; the last one is a year. Less than twenty minutes could be drift of a clock that nobody looked at."""
+"""Minutes; the last one is a year. Less than twenty could be the drift of a clock that nobody looked at."""
 _FINGER_S = 45
 """A Sensor without a store forgets its value when the finger is gone."""
 _ALONE_S = 130
@@ -41,8 +41,9 @@ class Measurement:
     patient: str | None
     values: dict[str, int]
     trust: str
-    value: bytes = b""  # as sent
+    value: bytes = b""  # as sent when new
     stamp: bytes = b""  # of the Sensor's clock, in `value`
+    stored: bool = False  # it was not taken when it was new
     confirmed: bool = False
     frames: list["Kept"] = field(default_factory=list)
 
@@ -55,6 +56,7 @@ class Kept:
     journal: bytes
     sequence: int
     measurement: Measurement
+    value: bytes
     confirmed: bool = False
 
 
@@ -100,7 +102,7 @@ class Sensor:
         self.settable = random.random() < 0.85  # the others ignore what is written
         self.table = self._table()
         self.linger_s = random.choice((6.0, 12.0, 40.0))
-        self.sending = False
+        self._sending = self._asked = False
         self.left_s = 0.0  # when the last visit ended
 
     def _first_clock(self) -> Clock:
@@ -140,6 +142,8 @@ class Sensor:
             one.value = one.value[: self.random.randrange(0, 5)]
         if not self.stores:
             self.held.clear()  # discarded: nobody was there
+        for older in self.held:
+            older.stored = True
         self.held.append(one)
         if len(self.held) > CAPACITY:
             self.held.popleft()
@@ -217,38 +221,57 @@ class Sensor:
 
     def write(self, uuid: int, value: bytes) -> None:
         if uuid == RACP:
-            self._send(asked=True)
+            self._asked = True
+            self._send()
         elif self.clock is not None and self.settable:
             self.clock.set(self.world.now_ms, _milliseconds(value))
 
     def subscribed(self, uuid: int) -> None:
-        if uuid == self.characteristic and self.kind != OXIMETER:
-            self._send(asked=False)
+        if uuid == self.characteristic:
+            self._send()
 
     def wake(self) -> None:
         """There is a new value, and perhaps somebody to send it to."""
         if self.visit is not None and self.characteristic in self.visit.subscriptions:
-            self._send(asked=False)
+            self._send()
 
-    def _send(self, *, asked: bool) -> None:
-        if self.visit is not None and not self.sending:
-            self.sending = True
-            self.world.loop.spawn(None, self._send_all(self.visit, asked), "sensor")
+    def left(self) -> None:
+        """The visit has ended. What it has not taken is stored, and comes from the store next time."""
+        self.visit, self._asked = None, False
+        self.left_s = self.world.loop.time()
+        for one in self.held:
+            one.stored = True
 
-    async def _send_all(self, visit: "Visit", asked: bool) -> None:
-        """Oldest first; each is forgotten at its own confirmation."""
+    def _send(self) -> None:
+        if self.visit is not None and not self._sending:
+            self._sending = True
+            self.world.loop.spawn(None, self._send_all(self.visit), "sensor")
+
+    async def _send_all(self, visit: "Visit") -> None:
+        """Oldest first; each is forgotten at its confirmation. An oximeter's store has to be asked for."""
         if not self.stores and self.held and self.world.now_ms - self.held[0].taken_ms > _FINGER_S * 1000:
             self.held.clear()
-        while self.held and visit.up:
-            one = self.held[0]
-            if not await visit.indicate(self.characteristic, one.value, one):
+        while visit.up and (one := self._next()) is not None:
+            if not await visit.indicate(self.characteristic, self._said(one), one):
+                one.stored = True
                 break
-            if self.held and self.held[0] is one:
-                self.held.popleft()
-        self.sending = False
-        if asked and visit.up and not self.held:
+            if one in self.held:
+                self.held.remove(one)
+        self._sending = False
+        if visit.up and self._asked and self._next() is None:
+            self._asked = False
             await visit.indicate(RACP, bytes([6, 0, 1, 1]), None)
         visit.last_s = self.world.loop.time()
+
+    def _next(self) -> Measurement | None:
+        ready = [one for one in self.held if self.kind != OXIMETER or self._asked or not one.stored]
+        return ready[0] if ready else None
+
+    def _said(self, one: Measurement) -> bytes:
+        """As sent: from an oximeter's store a value says that it comes from there."""
+        if self.kind != OXIMETER or not one.stored or one.trust == BROKEN:
+            return one.value
+        return one.value[:-2] + bytes([one.value[-2], one.value[-1] | 0x02])
 
 
 def _date_time(shown_ms: int) -> bytes:

@@ -145,9 +145,7 @@ class Worker:
         store = OneThreadStore(world.database)
         clock_ms = world.service_clock_ms
         hub = HubClient("http://hub", session=world.hub.session())
-        self.ingest = Ingest(
-            store, self._send, self._derive_wake, zone=world.zone, clock_ms=clock_ms
-        )
+        self.ingest = Ingest(store, self._send, self._derive_wake, zone=world.zone, clock_ms=clock_ms)
         outbox = Outbox(
             store,
             hub,
