@@ -96,7 +96,7 @@ def test_the_same_value_with_the_same_timestamp_is_a_repeat(db: sqlite3.Connecti
 def test_a_new_value_that_comes_again_from_storage_is_a_repeat(
     db: sqlite3.Connection, kit: KitJournal
 ) -> None:
-    # Its confirmation was lost: it was stored and came it with another bit (found by the simulation).
+    # Its confirmation was lost: it was stored and came with another bit (found by the simulation).
     new = spot(at=NOON)
     kit.frame(OXIMETER, SPOT, new)
     kit.frame(OXIMETER, SPOT, new[:-1] + b"\x03")
