@@ -49,7 +49,7 @@ class NorFlash:
         self.on_cut: Callable[[str], None] = lambda kind: None
         self.troubles: Callable[[str, float], bool] = lambda kind, chance: False
         self.interrupt: Callable[[], None] | None = None  # the handler wants to run
-        self.recent: deque[bytes] = deque(maxlen=4)  # what was programmed last
+        self.recent: deque[bytes] = deque(maxlen=40)  # what was programmed last
         self.last = (0, 0)  # offset and length of the last program
         self._rotten: set[int] = set()  # blocks that may hold a 0 which nobody has programmed
         self._random = random
@@ -186,6 +186,10 @@ class Kit:
             self.lock = lock
             self.gateway.start(self.uptime_ms, cause=cause)
         except PowerCut:
+            return
+        except (JournalError, OSError):  # the flash has refused: the firmware begins again
+            self.world.faults.happened("watchdog")
+            self.off(60.0, "watchdog", WATCHDOG)
             return
         self.world.loop.spawn(self.process, self._run_link(), f"{self.name} link")
         self.world.loop.spawn(self.process, self._keep_house(), f"{self.name} house")
