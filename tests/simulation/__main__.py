@@ -16,7 +16,7 @@ import os
 import sys
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 from tests.simulation.checkers import MOST_REPORTED
 from tests.simulation.faults import KINDS
@@ -28,19 +28,32 @@ REMEMBERED = {
 """Every seed that has ever failed, and why. They run with each sweep, whatever else does."""
 
 
-def run(job: tuple[int, int, int]) -> dict[str, Any]:
+class Job(NamedTuple):
+    """One seed, and how large its world is."""
+
+    seed: int
+    days: int
+    kits: int
+    service_clock: bool
+
+    def __str__(self) -> str:
+        command = f"python -m tests.simulation --seed {self.seed} --days {self.days} --kits {self.kits}"
+        return command + (" --service-clock" if self.service_clock else "")
+
+
+def run(job: Job) -> dict[str, Any]:
     """One seed: its figures and what it has broken."""
-    seed, days, kits = job
     began = time.process_time()
-    world = World(seed, days=days, kits=kits)
+    world = World(job.seed, days=job.days, kits=job.kits, clock_faults=job.service_clock)
     figures = world.run()
-    figures["seed"] = seed
+    figures["seed"] = job.seed
     figures["cpu_s"] = round(time.process_time() - began, 2)
     figures["violations"] = [tuple(one) for one in world.checks.violations]
+    figures["replay"] = str(job)
     return figures
 
 
-def report(figures: dict[str, Any], days: int, kits: int) -> None:
+def report(figures: dict[str, Any]) -> None:
     """Say on stderr what a seed has broken, and how to see it again."""
     broken: list[tuple[str, str]] = figures["violations"]
     for promise in sorted({promise for promise, _ in broken}):
@@ -50,16 +63,14 @@ def report(figures: dict[str, Any], days: int, kits: int) -> None:
             print(f"    {detail}", file=sys.stderr)
         if len(details) > MOST_REPORTED:
             print(f"    and {len(details) - MOST_REPORTED} more", file=sys.stderr)
-    replay = f"python -m tests.simulation --seed {figures['seed']} --days {days} --kits {kits}"
-    print(f"    replay: {replay}", file=sys.stderr, flush=True)
+    print(f"    replay: {figures['replay']}", file=sys.stderr, flush=True)
 
 
-def sweep(seeds: list[int], days: int, kits: int, jobs: int, *, first_only: bool) -> dict[str, Any]:
+def sweep(work: list[Job], jobs: int, *, first_only: bool) -> dict[str, Any]:
     """Run the seeds side by side; return the figures of all."""
     total: Counter[str] = Counter()
     faults: Counter[str] = Counter(dict.fromkeys(KINDS, 0))
     broken: list[int] = []
-    work = [(seed, days, kits) for seed in seeds]
     # A process for each seed: what a seed leaves in memory is gone with it.
     with multiprocessing.get_context("fork").Pool(jobs, maxtasksperchild=1) as pool:
         for figures in pool.imap_unordered(run, work):
@@ -68,7 +79,7 @@ def sweep(seeds: list[int], days: int, kits: int, jobs: int, *, first_only: bool
             total.update({"seeds": 1, "power_cuts": figures["power_cuts"], "cpu_s": figures["cpu_s"]})
             if figures["violations"]:
                 broken.append(figures["seed"])
-                report(figures, days, kits)
+                report(figures)
                 total["violations"] += len(figures["violations"])
                 if first_only:
                     pool.terminate()
@@ -77,7 +88,7 @@ def sweep(seeds: list[int], days: int, kits: int, jobs: int, *, first_only: bool
         name: total[name] for name in ("seeds", "kit_days", "readings", "observations", "power_cuts")
     }
     closing["cpu_s"] = round(total["cpu_s"], 1)
-    if len(seeds) == 1:
+    if len(work) == 1:
         closing["digest"] = figures["digest"]
     return {**closing, "faults": dict(faults), "violations": total["violations"], "broken": sorted(broken)}
 
@@ -91,6 +102,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=14)
     parser.add_argument("--kits", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--service-clock", action="store_true", help="the service's clock is wrong at times")
     parser.add_argument("--first-only", action="store_true", help="end at the first broken promise")
     options = parser.parse_args()
     logging.disable()  # the service's own words about faults that we know of
@@ -98,7 +110,8 @@ def main() -> None:
     seeds += [seed for seed in REMEMBERED if seed not in seeds]
     if options.seed is not None:
         seeds = [options.seed]
-    closing = sweep(seeds, options.days, options.kits, options.jobs, first_only=options.first_only)
+    work = [Job(seed, options.days, options.kits, options.service_clock) for seed in seeds]
+    closing = sweep(work, options.jobs, first_only=options.first_only)
     print(json.dumps(closing), flush=True)
     sys.exit(1 if closing["violations"] else 0)
 

@@ -85,10 +85,10 @@ class Checks:
         where = traceback.extract_tb(error.__traceback__)[-1]
         self.found(WHOLE, f"{what} at {where.filename}:{where.lineno}")
 
-    def confirmed(self, kit: "Kit", kept: Kept, value: bytes) -> None:
+    def confirmed(self, kept: Kept) -> None:
         """P1, at the moment at which the Sensor forgets."""
-        if not any(value in programmed for programmed in kit.flash.recent):
-            self.found(P1, f"{kit.name} {kept.sequence}")
+        if not kept.in_flash:
+            self.found(P1, f"{kept.kit} {kept.sequence}")
 
     def published(self, kit: str, topic: str, whole: bytes) -> None:
         """P2, on the wire: Records in their order, LOST in its place. And what P8 compares with."""

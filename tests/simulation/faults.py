@@ -34,6 +34,7 @@
     database down            a restart of the database, a full disk
     transaction broken       in its middle
     commit unheard           committed, and nobody was told
+    service clock wrong      by seconds to hours, until somebody sees it (only with --service-clock)
     backup restored          yesterday's: what is known is less than what was acked
     -- the Hub
     hub 5xx / 429 / 4xx / 412 / silent / unheard (committed) / nonsense
@@ -80,7 +81,7 @@ class Faults:
 
     def strikes(self, kind: str, chance: float) -> bool:
         """Whether a fault of this kind happens now."""
-        if self.active and self._random.random() < chance * self._rates[kind]:
+        if self.active and self._random.random() < chance * self._rates.get(kind, 1.0):
             self.counts[kind] += 1
             return True
         return False

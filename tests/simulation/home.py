@@ -60,6 +60,7 @@ class Home:
             elif self.world.faults.active and self.random.random() < 0.08:
                 flash = kit.flash if self.random.random() < 0.9 else kit.bonds_flash
                 flash.cut_in = self.random.randrange(40)
+                flash.cut_in_erase = self.random.random() < 0.5
 
     def _rot(self) -> None:
         """A bit of the newest Record, or any; and perhaps a boot that finds it so."""

@@ -46,10 +46,11 @@ class NorFlash:
         self.size = blocks * block_bytes
         self.cells = bytearray(b"\xff" * self.size)
         self.cut_in: int | None = None  # operations until the power fails
+        self.cut_in_erase = False  # the next one
         self.on_cut: Callable[[str], None] = lambda kind: None
         self.troubles: Callable[[str, float], bool] = lambda kind, chance: False
         self.interrupt: Callable[[], None] | None = None  # the handler wants to run
-        self.recent: deque[bytes] = deque(maxlen=40)  # what was programmed last
+        self.recent: deque[bytes] = deque(maxlen=8)  # what was programmed last
         self.last = (0, 0)  # offset and length of the last program
         self._rotten: set[int] = set()  # blocks that may hold a 0 which nobody has programmed
         self._random = random
@@ -88,7 +89,8 @@ class NorFlash:
             self.interrupt()
         start = position * self.block_bytes
         self._rotten.discard(position)
-        if self.cut_in is not None and self._cut():
+        if (self.cut_in is not None and self._cut()) or self.cut_in_erase:
+            self.cut_in_erase = False
             done = self._random.randrange(self.block_bytes + 1)
             self.cells[start : start + done] = b"\xff" * done
             for i in range(start + done, min(start + done + 16, start + self.block_bytes)):
@@ -208,12 +210,18 @@ class Kit:
 
     def _ended(self) -> None:
         self.process = None
-        self.flash.interrupt = self.flash.cut_in = self.bonds_flash.cut_in = None
+        self.flash.interrupt = None
+        self.calm()
         if self.link is not None:
             self.link.lose()
             self.link = None
         for visit in self.visits[:]:
             visit.end()
+
+    def calm(self) -> None:
+        """No power cut is to come."""
+        for flash in (self.flash, self.bonds_flash):
+            flash.cut_in, flash.cut_in_erase = None, False
 
     def wipe(self) -> None:
         """At the bench: forget everything, at the next boot. Only what is empty is wiped."""
@@ -404,7 +412,6 @@ class Visit:
             self.news.set()
             return True
         before = len(measurement.frames)
-        kit.flash.recent.clear()
         if strikes("handler preempts", 0.06):
             await self._preempt(uuid, value, measurement)
         if self.up and len(measurement.frames) == before:
@@ -418,18 +425,15 @@ class Visit:
             self.end()
         if not self.up:
             return False
-        self.confirm(kept, value)
+        kept.confirmed = measurement.confirmed = True  # and the Sensor forgets
+        kit.world.checks.confirmed(kept)
         return True
-
-    def confirm(self, kept: Kept, value: bytes) -> None:
-        """The stack confirms: the Sensor forgets."""
-        kept.confirmed = kept.measurement.confirmed = True
-        self.kit.world.checks.confirmed(self.kit, kept, value)
 
     def _handle(self, uuid: int, value: bytes, measurement: Measurement) -> None:
         """The indication handler."""
         kit = self.kit
         uptime_ms = kit.uptime_ms
+        kit.flash.recent.clear()
         try:
             sequence = kit.gateway.received(
                 self.reference, uuid, value, self._flags, uptime_ms >> 24, uptime_ms & 0xFFFFFF
@@ -440,7 +444,9 @@ class Visit:
         except JournalError:
             self.end()
             return
-        measurement.frames.append(self._keep(sequence, measurement, value))
+        kept = self._keep(sequence, measurement, value)
+        kept.in_flash = any(value in programmed for programmed in kit.flash.recent)
+        measurement.frames.append(kept)
         self._indicated.append((uuid, b""))
         self.news.set()
         kit.news.set()

@@ -57,6 +57,7 @@ class Kept:
     sequence: int
     measurement: Measurement
     value: bytes
+    in_flash: bool = False  # when the handler returned
     confirmed: bool = False
 
 

@@ -30,13 +30,15 @@ EPOCH_MS = 1_774_166_400_000
 REST_S = 2 * DAY_S
 """Liveness: the longest wait is a resend of two minutes, a poll of ten, a Retry-After of fifteen."""
 SETTLE_S = 4 * HOUR_S
+CALM_MIN = 30
+"""Each Kit asks for the time once an hour and has a Record to send then."""
 
 
 class World:
     """`run` once. `days` of faults, then rest."""
 
-    def __init__(self, seed: int, *, days: int = 14, kits: int = 5) -> None:
-        self.seed, self.days = seed, days
+    def __init__(self, seed: int, *, days: int = 14, kits: int = 5, clock_faults: bool = False) -> None:
+        self.seed, self.days, self.clock_faults = seed, days, clock_faults
         self.random = Random(seed)
         global_random.seed(seed)  # jitter of the service's pauses
         self.epoch_ms = EPOCH_MS
@@ -51,6 +53,7 @@ class World:
         self.hub = Hub(self, Random(self._draw()))
         self.people = Clinicians(self, Random(self._draw()))
         self.cut_off = False
+        self.wrong_by_ms = 0
         self.workers: list[Worker] = []
         self._worker_number = 0
         self.kits = [self._make_kit(number) for number in range(1, kits + 1)]
@@ -73,7 +76,16 @@ class World:
 
     def service_clock_ms(self) -> int:
         """What the service's machine shows."""
-        return self.now_ms
+        return self.now_ms + self.wrong_by_ms
+
+    async def _trouble_the_clock(self) -> None:
+        """A machine that has come up with a wrong clock, until somebody sees it."""
+        while True:
+            await asyncio.sleep(self.random.expovariate(1 / DAY_S))
+            if self.faults.strikes("service clock wrong", 0.08):
+                self.wrong_by_ms = self.random.choice((-1, 1)) * self.random.randrange(5_000, 7_200_000)
+                await asyncio.sleep(self.random.uniform(1, 10) * HOUR_S)
+                self.wrong_by_ms = 0
 
     def kit_named(self, name: str) -> Kit | None:
         return next((kit for kit in self.kits if kit.name == name), None)
@@ -171,7 +183,10 @@ class World:
         self._stop_faults()
         loop.run_until(self.safety_s + REST_S - SETTLE_S)
         self.people.replay_parked()
-        loop.run_until(self.safety_s + REST_S)
+        for minute in range(CALM_MIN):  # a moment in which nothing is on its way
+            loop.run_until(self.safety_s + REST_S + 60.0 * minute)
+            if all(kit.pending == 0 for kit in self.kits):
+                break
         self.checks.finish()
         return self._figures()
 
@@ -186,6 +201,8 @@ class World:
         spawn(None, self.people.steal(), THIEF)
         spawn(None, self._trouble_the_service(), "trouble")
         spawn(None, self._back_up(), "backup")
+        if self.clock_faults:
+            spawn(None, self._trouble_the_clock(), "clock")
         spawn(None, self._look_after(), "look after")
 
     def _stop_faults(self) -> None:
@@ -194,7 +211,7 @@ class World:
         self._join()
         for home in self.homes:
             home.go(online=True)
-            home.kit.flash.cut_in = home.kit.bonds_flash.cut_in = None
+            home.kit.calm()
 
     def _digest(self) -> str:
         """Of the whole run: equal when two runs were."""
