@@ -310,6 +310,8 @@ class Checks:
         arrived: set[Measurement] = set()
         for observation in self.world.hub.observations():
             kept = self._source(observation)
+            if observation["status"] == "entered-in-error":
+                continue  # taken back; its identifier is free again
             if kept is None:
                 self.found(P5, f"an Observation that nobody has measured: {_provenance(observation)}")
                 continue

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 THIEF = "K-99"
-HAND_ON, TO_BENCH = "hand on", "to the bench"
 
 
 class Said(NamedTuple):
@@ -40,10 +39,9 @@ class Clinicians:
     def __init__(self, world: "World", random: Random) -> None:
         self.world, self.random = world, random
         self.paper: list[Said] = []
-        self.busy = 0  # courses that wait for something
         self.revoked = False
         self._patients = 0
-        self._held = 0  # backups wait while a Kit is wiped
+        self._entering: dict[str, asyncio.Task[None]] = {}  # the last entry of each Kit
 
     # --- What they enter ------------------------------------------------------------------------------------
 
@@ -116,20 +114,27 @@ class Clinicians:
         return end_s if end_s < last_s - 1.5 * DAY_S else None
 
     async def _stay(self, kit: "Kit", home: Home, patient: str, end_s: float | None) -> None:
-        start = Said(kit.name, patient, self.world.now_ms)
-        late_s = 0.0
-        if self.world.faults.strikes("assigned late", 0.3):
-            late_s = self.random.uniform(HOUR_S, 14 * HOUR_S)
-        entering = self.world.loop.spawn(None, self._enter_late(start, late_s), "assign")
+        self._enter_soon(Said(kit.name, patient, self.world.now_ms), "assigned late")
         await asyncio.sleep(10 * MINUTE_S)
         await home.live(patient, (end_s or self.world.safety_s) - 20 * MINUTE_S)
-        await entering
         if end_s is not None:
             await asyncio.sleep(20 * MINUTE_S)
-            await self.enter(Said(kit.name, "", self.world.now_ms))
+            self._enter_soon(Said(kit.name, "", self.world.now_ms), "returned late")
 
-    async def _enter_late(self, said: Said, late_s: float) -> None:
+    def _enter_soon(self, said: Said, late: str) -> None:
+        """Entries of one Kit are made in their order."""
+        late_s = 0.0
+        if self.world.faults.strikes(late, 0.3):
+            late_s = self.random.uniform(HOUR_S, 14 * HOUR_S)
+        before = self._entering.get(said.kit)
+        self._entering[said.kit] = self.world.loop.spawn(
+            None, self._enter_late(said, late_s, before), "enter"
+        )
+
+    async def _enter_late(self, said: Said, late_s: float, before: "asyncio.Task[None] | None") -> None:
         await asyncio.sleep(late_s)
+        if before is not None:
+            await before
         await self.enter(said)
 
     async def _return(self, kit: "Kit", home: Home) -> None:
@@ -142,7 +147,6 @@ class Clinicians:
             await asyncio.sleep(self.random.uniform(0.5, 12) * HOUR_S)
             return
         home.go(online=True)
-        self._held += 1
         while kit.process is None or kit.pending:
             if not kit.online:
                 home.go(online=True)
@@ -155,7 +159,6 @@ class Clinicians:
                 await asyncio.sleep(10 * MINUTE_S)
         kit.wipe()
         self.world.database.backup_s = -1.0  # what was acked and wiped is nowhere else
-        self._held -= 1
         await asyncio.sleep(MINUTE_S)
         await self._bench(kit, home)
 

@@ -34,7 +34,7 @@
     database down            a restart of the database, a full disk
     transaction broken       in its middle
     commit unheard           committed, and nobody was told
-    service clock wrong      by seconds to hours, until somebody sees it (only with --service-clock)
+    service clock wrong      by seconds to hours, until somebody sees it
     backup restored          yesterday's: what is known is less than what was acked
     -- the Hub
     hub 5xx / 429 / 4xx / 412 / silent / unheard (committed) / nonsense
@@ -44,11 +44,13 @@
     Sensor not emptied       it holds the last patient's values
     measured at the bench    by a technician: nobody's value
     assigned late            hours after the Kit was handed over
+    returned late            the next patient's values went to the last one, and have to come back
     stolen Kit               sends what another Kit has sent, and goes on after its revocation
 
 Not injected, since nothing in reach of the parts could tell the difference: a Sensor's clock that is stepped
 by less than its drift allows, or twice between two looks at it; a clinician who names the wrong patient; a
-flash that loses all copies of a thing at once.
+flash that loses all copies of a thing at once. Two workers are never set upon a Hub that races: the service's
+lock keeps a second one off (`app.only_one`), and what they would do to such a Hub is known.
 """
 
 from collections import Counter
@@ -63,9 +65,10 @@ KINDS = (
     "clock unset", "clock stopped", "clock stepped", "clock lost",
     "failed measurement", "questionable measurement", "demonstration", "hostile value",
     "worker killed", "two workers", "database down", "transaction broken", "commit unheard",
-    "backup restored",
+    "service clock wrong", "backup restored",
     "hub 5xx", "hub 429", "hub 4xx", "hub 412", "hub silent", "hub unheard", "hub nonsense", "hub race",
-    "unsent at hand-on", "Sensor not emptied", "measured at the bench", "assigned late", "stolen Kit",
+    "unsent at hand-on", "Sensor not emptied", "measured at the bench", "assigned late", "returned late",
+    "stolen Kit",
 )  # fmt: skip
 
 
@@ -81,7 +84,7 @@ class Faults:
 
     def strikes(self, kind: str, chance: float) -> bool:
         """Whether a fault of this kind happens now."""
-        if self.active and self._random.random() < chance * self._rates.get(kind, 1.0):
+        if self.active and self._random.random() < chance * self._rates[kind]:
             self.counts[kind] += 1
             return True
         return False

@@ -251,7 +251,7 @@ class Kit:
             self.gateway.connected(self.uptime_ms)
             told_s = -STATUS_EVERY_S
             while self.link.up:
-                if self.link.silent_s > SILENCE_S:
+                if self.link.silent_s > SILENCE_S or self.uplink.is_stuck(self.uptime_ms):
                     self.link.lose()
                     break
                 batch = self.uplink.next_batch(self.uptime_ms)

@@ -17,6 +17,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sync_service import derive
+from sync_service.clock import Clock, Look
 from sync_service.hub import Hub as HubClient
 from sync_service.ingest import Ingest
 from sync_service.outbox import Outbox
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 POLL_S = 600.0
 """Of derivation and Outbox, for what others have stored; two seconds would be most of what a run does."""
+LOOK_EVERY_S, LOOK_AGAIN_S = 900.0, 30.0
+"""At the clock; the App does it 15 times as often."""
 MAX_BRACKET_MS = 43_200_000
 
 
@@ -144,8 +147,16 @@ class Worker:
         self._derive_wake, self._outbox_wake = asyncio.Event(), asyncio.Event()
         store = OneThreadStore(world.database)
         clock_ms = world.service_clock_ms
-        hub = HubClient("http://hub", session=world.hub.session())
-        self.ingest = Ingest(store, self._send, self._derive_wake, zone=world.zone, clock_ms=clock_ms)
+        self._clock = clock = Clock(wall_ms=clock_ms, steady_ms=lambda: int(world.loop.time() * 1000))
+        self._hub = hub = HubClient("http://hub", session=world.hub.session(), clock=clock)
+        self.ingest = Ingest(
+            store,
+            self._send,
+            self._derive_wake,
+            zone=world.zone,
+            clock_ms=clock_ms,
+            clock_sure=lambda: clock.doubt is None,
+        )
         outbox = Outbox(
             store,
             hub,
@@ -157,6 +168,7 @@ class Worker:
             poll_s=POLL_S,
         )
         for name, task in (
+            ("clock", self._watch_clock),
             ("link", self._keep_link),
             ("ingest", self.ingest.run),
             ("derive", lambda: self._derive(store)),
@@ -184,11 +196,20 @@ class Worker:
                 self.world.checks.crashed(f"{name}: {error!r}", error)
             await asyncio.sleep(self.random.uniform(0.1, 5.0))
 
+    async def _watch_clock(self) -> None:
+        """As the App does; SQLite's clock is the service's own and says nothing against it."""
+        while True:
+            now_ms = self.world.service_clock_ms()
+            self._clock.heard("the Store", Look(now_ms, now_ms, now_ms, 1))
+            await self._hub.ask_time()
+            await asyncio.sleep(LOOK_AGAIN_S if self._clock.doubt else LOOK_EVERY_S)
+
     async def _derive(self, store: Store) -> None:
         await derive.run(
             store,
             self._derive_wake,
             self._outbox_wake,
+            quiet=self.ingest.quiet,
             max_bracket_ms=MAX_BRACKET_MS,
             clock_ms=self.world.service_clock_ms,
             poll_s=POLL_S,
