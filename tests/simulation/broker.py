@@ -4,6 +4,7 @@ It remembers nothing but the retained statuses. What is on its way may be lost, 
 Each client can publish on its own topics alone, as the broker's ACL has it (P8).
 """
 
+import asyncio
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ class Connection:
     def __init__(self, broker: "Broker", name: str, process: Process | None, receive: Receive) -> None:
         self.name, self.process, self.receive = name, process, receive
         self.up = True
+        self.ended = asyncio.Event()
         self.broken = False
         self._broken_s = 0.0
         self._broker = broker
@@ -43,6 +45,7 @@ class Connection:
         if self.up:
             self.up = False
             self.broken = True
+            self.ended.set()
             self._broker.gone(self)
 
 

@@ -245,7 +245,7 @@ class Kit:
         while True:
             await asyncio.sleep(self.random.uniform(0.2, 20.0))
             if not self.online or not world.broker.up:
-                await asyncio.sleep(self.random.uniform(30.0, 120.0))
+                await asyncio.sleep(self.random.uniform(30.0, 400.0))
                 continue
             self.link = world.broker.connect(self.name, self.process, self._received)
             self.gateway.connected(self.uptime_ms)

@@ -217,11 +217,10 @@ class Worker:
 
     async def _keep_link(self) -> None:
         while True:
-            await asyncio.sleep(self.random.uniform(0.1, 10.0))
+            await asyncio.sleep(self.random.uniform(0.1, 20.0))
             if self.world.broker.up and not self.world.cut_off:
                 self._link = self.world.broker.connect_worker(self.process, self._received)
-                while self._link.up:
-                    await asyncio.sleep(15.0)
+                await self._link.ended.wait()
 
     def _received(self, topic: str, whole: bytes) -> None:
         if not self.ingest.is_full:
