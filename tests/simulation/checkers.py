@@ -11,7 +11,17 @@ from collections import defaultdict
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.simulation.sensor import BROKEN, CUFF, GOOD, NEVER, QUESTIONABLE, Kept, Measurement
+from tests.simulation.sensor import (
+    BROKEN,
+    CUFF,
+    NEVER,
+    OXIMETER,
+    PLAIN_OXIMETER,
+    QUESTIONABLE,
+    STREAM,
+    Kept,
+    Measurement,
+)
 
 if TYPE_CHECKING:
     from tests.simulation.kit import Kit
@@ -41,6 +51,13 @@ _VALUES = {
     "8478-0": ("mean",),
     "85354-9": ("systolic", "diastolic"),
 }
+_CODES = {
+    CUFF: {"85354-9", "8867-4", "8478-0"},
+    OXIMETER: {"2708-6", "8867-4"},
+    PLAIN_OXIMETER: {"2708-6", "8867-4"},
+    STREAM: {"2708-6", "8867-4"},
+}
+_NO_VITAL = "no vital sign"
 
 
 class Violation(NamedTuple):
@@ -173,6 +190,7 @@ class Checks:
             if kit.pending:
                 self.found(LIVE, f"{kit.name} still holds {kit.pending} Records")
         waiting = [row.reading for row in rows.values() if row.outbox not in (None, "done")]
+        waiting += [row.reading for row in rows.values() if row.state == "queued" and row.outbox is None]
         if waiting:
             self.found(LIVE, f"{len(waiting)} Readings wait for the Hub")
         behind = self.world.database.rows(
@@ -307,7 +325,7 @@ class Checks:
 
     def _check_hub(self, rows: dict[tuple[str, bytes, int], Row]) -> None:
         at_hub: dict[tuple[Measurement, str], list[bool]] = defaultdict(list)
-        arrived: set[Measurement] = set()
+        arrived: dict[Measurement, set[str]] = defaultdict(set)
         for observation in self.world.hub.observations():
             kept = self._source(observation)
             if observation["status"] == "entered-in-error":
@@ -316,8 +334,8 @@ class Checks:
                 self.found(P5, f"an Observation that nobody has measured: {_provenance(observation)}")
                 continue
             measurement = kept.measurement
-            arrived.add(measurement)
             code = _code(observation)
+            arrived[measurement].add(code)
             marked = any(
                 tag["code"] == "possible-repeat" for tag in observation.get("meta", {}).get("tag", ())
             )
@@ -327,7 +345,10 @@ class Checks:
             if marks.count(False) > 1:
                 self.found(P4, f"measurement {measurement.number} ({measurement.kind}) stands {len(marks)} "
                                f"times as {code}")  # fmt: skip
-        self._check_arrived(rows, arrived)
+        for measurement, codes in arrived.items():
+            if codes != (_CODES[measurement.kind] if measurement.trust != NEVER else {_NO_VITAL}):
+                self.found(P2, f"of measurement {measurement.number} the Hub has only {sorted(codes)}")
+        self._check_arrived(rows, set(arrived))
 
     def _check_arrived(self, rows: dict[tuple[str, bytes, int], Row], arrived: set[Measurement]) -> None:
         """P2: what the Store believes delivered is at the Hub."""
@@ -386,7 +407,7 @@ def _extension(observation: dict[str, Any], name: str) -> dict[str, dict[str, An
 
 def _code(observation: dict[str, Any]) -> str:
     codings = observation["code"]["coding"]
-    return next((one["code"] for one in codings if one["system"] == _LOINC), "no vital sign")
+    return next((one["code"] for one in codings if one["system"] == _LOINC), _NO_VITAL)
 
 
 def _numbers(observation: dict[str, Any], code: str) -> list[float]:
@@ -406,6 +427,3 @@ def _bounds(observation: dict[str, Any]) -> tuple[float, float]:
 
 def _ms(instant: str) -> float:
     return datetime.fromisoformat(instant).timestamp() * 1000
-
-
-__all__ = ("CUFF", "GOOD", "MOST_REPORTED", "Checks", "Violation")

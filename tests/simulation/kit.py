@@ -415,7 +415,7 @@ class Visit:
         if strikes("handler preempts", 0.06):
             await self._preempt(uuid, value, measurement)
         if self.up and len(measurement.frames) == before:
-            self._handle(uuid, value, measurement)
+            self._handle(uuid, value, measurement, self._flags)
         if not self.up or len(measurement.frames) == before:
             return False
         self.last_s = kit.world.loop.time()
@@ -429,14 +429,23 @@ class Visit:
         kit.world.checks.confirmed(kept)
         return True
 
-    def _handle(self, uuid: int, value: bytes, measurement: Measurement) -> None:
-        """The indication handler."""
+    def notify(self, uuid: int, value: bytes, measurement: Measurement) -> bool:
+        """Stream a value, which nobody confirms; return whether it was kept: most are thinned."""
+        uptime_ms = self.kit.uptime_ms
+        halves = uptime_ms >> 24, uptime_ms & 0xFFFFFF
+        if self.kit.gateway.thins(self.reference, uuid, value, *halves):
+            return False
+        self._handle(uuid, value, measurement, 0x02)
+        return bool(measurement.frames)
+
+    def _handle(self, uuid: int, value: bytes, measurement: Measurement, flags: int) -> None:
+        """The handler, of indications and notifications alike."""
         kit = self.kit
         uptime_ms = kit.uptime_ms
         kit.flash.recent.clear()
         try:
             sequence = kit.gateway.received(
-                self.reference, uuid, value, self._flags, uptime_ms >> 24, uptime_ms & 0xFFFFFF
+                self.reference, uuid, value, flags, uptime_ms >> 24, uptime_ms & 0xFFFFFF
             )
         except PowerCut:  # the last word may have been whole
             self._keep(kit.journal.next_sequence, measurement, value)
@@ -468,7 +477,7 @@ class Visit:
             if calls < 0 and not kit.lock.held and kit.process is not None:
                 kit.flash.interrupt = None
                 if self.up:
-                    self._handle(uuid, value, measurement)
+                    self._handle(uuid, value, measurement, self._flags)
                 came.set()
 
         if kit.flash.interrupt is None:

@@ -4,6 +4,7 @@ It encodes its values itself and knows nothing of the code under test. It forget
 confirmed (DOMAIN 1.2), and only then.
 """
 
+import asyncio
 import struct
 from collections import deque
 from dataclasses import dataclass, field
@@ -15,11 +16,14 @@ if TYPE_CHECKING:
     from tests.simulation.kit import Visit
     from tests.simulation.world import World
 
-CUFF, OXIMETER, PLAIN_OXIMETER = "cuff", "oximeter", "plain oximeter"
+CUFF, OXIMETER, PLAIN_OXIMETER, STREAM = "cuff", "oximeter", "plain oximeter", "stream"
 NAN = 0x07FF
 READ, WRITE, NOTIFY, INDICATE = 0x02, 0x08, 0x10, 0x20
-PRESSURE, SPOT_CHECK, RACP, DATE_TIME, CURRENT_TIME = 0x2A35, 0x2A5E, 0x2A52, 0x2A08, 0x2A2B
+PRESSURE, SPOT_CHECK, CONTINUOUS, RACP = 0x2A35, 0x2A5E, 0x2A5F, 0x2A52
+DATE_TIME, CURRENT_TIME = 0x2A08, 0x2A2B
 CAPACITY = 60
+STREAMS = 0.04
+"""Visits in which the finger stays on."""
 FACTORY_MS = int(datetime(2010, 1, 1, tzinfo=UTC).timestamp() * 1000)
 STEPS_MIN = (-600, -180, -60, -25, 25, 60, 180, 600, -525_600)
 """Minutes; the last one is a year. Less than twenty could be the drift of a clock that nobody looked at."""
@@ -104,6 +108,7 @@ class Sensor:
         self.table = self._table()
         self.linger_s = random.choice((6.0, 12.0, 40.0))
         self._sending = self._asked = False
+        self.patient: str | None = None  # who has measured last
         self.left_s = 0.0  # when the last visit ended
 
     def _first_clock(self) -> Clock:
@@ -121,6 +126,7 @@ class Sensor:
             table[0x2A60] = READ
         if self.kind == OXIMETER:
             table[RACP] = INDICATE | WRITE
+            table[CONTINUOUS] = NOTIFY
         return table
 
     @property
@@ -132,6 +138,7 @@ class Sensor:
     def measure(self, patient: str | None) -> Measurement:
         """Take a measurement and keep it as far as this kind can."""
         now_ms = self.world.now_ms
+        self.patient = patient
         self._suffer(now_ms)
         one = Measurement(len(self.world.ledger), self.serial, self.kind, now_ms, patient, {}, GOOD)
         self.world.ledger.append(one)
@@ -230,6 +237,8 @@ class Sensor:
     def subscribed(self, uuid: int) -> None:
         if uuid == self.characteristic:
             self._send()
+        elif uuid == CONTINUOUS and self.visit is not None and self.random.random() < STREAMS:
+            self.world.loop.spawn(None, self._stream(self.visit), "stream")
 
     def wake(self) -> None:
         """There is a new value, and perhaps somebody to send it to."""
@@ -263,6 +272,22 @@ class Sensor:
             self._asked = False
             await visit.indicate(RACP, bytes([6, 0, 1, 1]), None)
         visit.last_s = self.world.loop.time()
+
+    async def _stream(self, visit: "Visit") -> None:
+        """A value a second, as long as the finger stays; it slips now and then."""
+        for _ in range(self.random.randrange(5, 120)):
+            await asyncio.sleep(1.0)
+            if not visit.up:
+                return
+            visit.last_s = self.world.loop.time()
+            one = Measurement(-1, self.serial, STREAM, self.world.now_ms, self.patient, {}, GOOD)
+            one.values = {"spo2": self.random.randrange(94, 99), "pulse": self.random.randrange(60, 66)}
+            one.trust = NEVER if self.random.random() < 0.02 else GOOD
+            numbers = [NAN, NAN] if one.trust == NEVER else [one.values["spo2"], one.values["pulse"]]
+            one.value = struct.pack("<BHH", 0, *numbers)
+            if visit.notify(CONTINUOUS, one.value, one):
+                one.number = len(self.world.ledger)
+                self.world.ledger.append(one)
 
     def _next(self) -> Measurement | None:
         ready = [one for one in self.held if self.kind != OXIMETER or self._asked or not one.stored]
