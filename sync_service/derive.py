@@ -30,7 +30,7 @@ from gateway import record
 from gateway.errors import FormatError, Unknown
 from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
 from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_body
-from gateway.sensors import can_store, decode, is_measurement
+from gateway.sensors import can_store, decode, essence, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
 from sync_service.assignments import Assignment, bind, of_kit, place, take_back
 from sync_service.redate import News, redate
@@ -114,6 +114,7 @@ async def run(
     quiet: Callable[[], Awaitable[None]] | None = None,
     max_bracket_ms: int = MAX_BRACKET_MS,
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    poll_s: float = POLL_S,
 ) -> None:
     """Derive until cancelled. Ingest sets `wake` after a commit; this sets `outbox_wake` after a row.
 
@@ -132,7 +133,7 @@ async def run(
             log.warning("derivation waits: %s", error)  # the disk is full or locked; nothing is lost
             await asyncio.sleep(POLL_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(poll_s):
                 await wake.wait()
 
 
@@ -571,8 +572,8 @@ def sensor_identity(address: bytes, items: dict[int, bytes]) -> str:
 
 
 def content_of(identity: str, characteristic: int, value: bytes) -> bytes:
-    """Hash of a measurement's content (DESIGN 9.2): 16 bytes."""
-    text = f"homeward-reading-1|{identity}|{characteristic:04x}|{value.hex()}"
+    """Hash of a measurement's content (DESIGN 9.2): 16 bytes. Whether it comes from storage is none of it."""
+    text = f"homeward-reading-1|{identity}|{characteristic:04x}|{essence(characteristic, value).hex()}"
     return hashlib.sha256(text.encode()).digest()[:16]
 
 

@@ -61,7 +61,10 @@ class Held(NamedTuple):
 
 
 class Hub:
-    """One Hub. Use as an async context manager; raises nothing that the Hub can cause."""
+    """One Hub. Use as an async context manager; raises nothing that the Hub can cause.
+
+    `session` is for who brings connections of their own (a proxy, another transport), and closes them.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Hub:
         connections: int = 16,
         answer_s: float = ANSWER_S,
         clock: Clock | None = None,
+        session: aiohttp.ClientSession | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Accept": FHIR_JSON}
@@ -78,7 +82,7 @@ class Hub:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connections, self._answer_s = connections, answer_s
         self._clock = clock or Clock()
-        self._session: aiohttp.ClientSession | None = None
+        self._session = session
         self._references: dict[str, str] = {}  # Kit or Sensor identity -> 'Device/7'
         # Two deliveries that meet the same new Sensor would race in the Hub's conditional create.
         self._making = asyncio.Lock()

@@ -109,8 +109,9 @@ class Outbox:
         parallel: int = PARALLEL_PATIENTS,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         random: Random = uniform,
+        poll_s: float = POLL_S,
     ) -> None:
-        self._store, self._hub, self._wake = store, hub, wake
+        self._store, self._hub, self._wake, self._poll_s = store, hub, wake, poll_s
         self._zone, self._races, self._parallel = zone, conditional_create_races, parallel
         self._clock_ms, self._random = clock_ms, random
         self._before = (
@@ -127,7 +128,7 @@ class Outbox:
         async with asyncio.TaskGroup() as deliveries:
             while True:
                 self._wake.clear()
-                wait_s = POLL_S
+                wait_s = POLL_S  # also where the Store can't be read now
                 with suppress(StoreUnavailable):
                     wait_s = await self._start_due(deliveries)
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake.
@@ -140,7 +141,7 @@ class Outbox:
         now_ms = self._clock_ms()
         free = min(self._parallel - len(self._busy), self.breaker.allows(now_ms))
         if free <= 0:
-            return _seconds(self.breaker.open_until_ms - now_ms)  # or a delivery that ends wakes us
+            return self._seconds(self.breaker.open_until_ms - now_ms)  # or a delivery that ends wakes us
         free_now = partial(
             claim, now_ms=now_ms, busy=frozenset(self._busy), patients=free, line=tuple(self._line)
         )
@@ -149,7 +150,11 @@ class Outbox:
             self._busy.add(patient)
             self.breaker.started()
             deliveries.create_task(self._deliver(patient, rows), name="delivery")
-        return _seconds((due_ms or 0) - now_ms)
+        return self._seconds((due_ms or 0) - now_ms)
+
+    def _seconds(self, wait_ms: int) -> float:
+        """How long to sleep: what is due in the past is for somebody else to wake us for."""
+        return min(self._poll_s, wait_ms / 1000) if wait_ms > 0 else self._poll_s
 
     async def _deliver(self, patient: str, rows: list[Row]) -> None:
         try:
@@ -432,11 +437,6 @@ _REPLAY = """
 def replay(db: sqlite3.Connection, readings: Iterable[int], now_ms: int) -> int:
     """Put parked Readings back; return how many."""
     return sum(db.execute(_REPLAY, (now_ms, reading)).rowcount for reading in readings)
-
-
-def _seconds(wait_ms: int) -> float:
-    """How long to sleep: what is due in the past is for somebody else to wake us for."""
-    return min(POLL_S, wait_ms / 1000) if wait_ms > 0 else POLL_S
 
 
 def _frame(row: Row) -> Frame:
