@@ -121,9 +121,12 @@ async def test_whoever_tries_tokens_has_to_wait_and_the_good_one_with_him(bench:
 
 
 async def test_a_technician_who_asks_too_much_has_to_wait(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statuses = [(await bench.ask("GET", "status"))[0] for _ in range(station_api.BURST + 30)]
+    monkeypatch.setattr(station_api, "BURST", 20)
+    monkeypatch.setattr(station_api, "PER_MINUTE", 60)
+    async with serving(folder) as bench:
+        statuses = [(await bench.ask("GET", "status"))[0] for _ in range(station_api.BURST + 10)]
     assert statuses[: station_api.BURST] == [200] * station_api.BURST
     assert 429 in statuses
 
@@ -253,6 +256,18 @@ async def test_unsent_records_forbid_the_wipe_until_they_are_given_up_with_a_rea
     assert (await bench.ask("POST", f"kits/{kit}/wipe", given_up))[0] == 201
     _, said = await bench.ask("GET", f"kits/{kit}/history")
     assert "unsent given up: flash is broken" in said["history"][-1]["detail"]
+
+
+async def test_the_bench_sees_of_a_kit_with_a_patient_only_that_it_is(bench: Bench) -> None:
+    kit = await provisioned(bench)
+    given = ("assign", kit, "--patient", "Patient/7", "--episode", "E-1")
+    assert main(["--dir", str(bench.folder), *given]) == 0
+    for path in (f"kits/{kit}", f"kits/{kit}/history"):
+        _, said = await bench.ask("GET", path)
+        assert "Patient" not in json.dumps(said) and "E-1" not in json.dumps(said)
+    assert (await bench.ask("GET", f"kits/{kit}"))[1]["assigned"] is True
+    code, said = await bench.ask("POST", f"kits/{kit}/wipe", {"receipt": RECEIPT})
+    assert code == 409 and "still with" in said["problem"] and "E-1" not in said["problem"]
 
 
 @pytest.mark.parametrize("receipt", [{}, RECEIPT | {"kit": "HW-0002-X"}, RECEIPT | {"residue_bytes": 1}])
