@@ -57,7 +57,9 @@ REFUSALS_PER_MINUTE = 10
 REMEMBERED = 4_096
 """Addresses and technicians whose rate is kept, 100 bytes each; the oldest are forgotten."""
 BY_HAND = ("flash", "ready", "ship", "receive", "lose", "retire", "revoke")
-_REVOKES = ("revoke", "lose", "retire")
+_REVOKES = ("revoke", "retire")
+"""Whose certificate goes into the CRL, for good. A lost Kit is refused by ingest alone: it may be found,
+with Records that are its patient's."""
 
 _ADDRESS = re.compile(r"[0-9A-F]{2}(:[0-9A-F]{2}){5}")
 _JOURNAL = re.compile(r"[0-9a-f]{16}")

@@ -245,6 +245,17 @@ async def test_a_kit_leaves_comes_back_and_is_wiped_with_its_receipt(bench: Benc
     assert len(x509.load_pem_x509_crl((bench.folder / "broker/revoked.pem").read_bytes())) == 1
 
 
+async def test_a_lost_kit_stores_nothing_and_can_send_its_records_when_it_is_found(bench: Bench) -> None:
+    kit = await provisioned(bench)
+    assert await bench.ask("POST", f"kits/{kit}/steps", {"step": "lose"}) == (200, {"life": "lost"})
+    assert (await bench.ask("GET", f"kits/{kit}"))[1]["state"] == "revoked"
+    assert len(x509.load_pem_x509_crl((bench.folder / "broker/revoked.pem").read_bytes())) == 0
+    assert await bench.ask("POST", f"kits/{kit}/steps", {"step": "receive"}) == (200, {"life": "returned"})
+    assert (await bench.ask("GET", f"kits/{kit}"))[1]["state"] == "active"
+    assert await bench.ask("POST", f"kits/{kit}/steps", {"step": "revoke"}) == (200, {"life": "revoked"})
+    assert len(x509.load_pem_x509_crl((bench.folder / "broker/revoked.pem").read_bytes())) == 1
+
+
 async def test_unsent_records_forbid_the_wipe_until_they_are_given_up_with_a_reason(bench: Bench) -> None:
     kit = await provisioned(bench)
     status = {"online": True, "journal": b"journal1".hex(), "acked": 2, "pending": 3}
