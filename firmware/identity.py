@@ -12,7 +12,10 @@ wipe     i32   1: begin a new Journal and forget every Sensor at the next boot, 
 pair_s   i32   let unknown Sensors bond for so long after the next boot, once
 selftest i32   1: test everything at the next boot, until all has passed once
 stream_s i32   of continuous oximetry, keep one value in so many seconds (1 to 600; 60 when it is not there)
+sntp     blob  name of an SNTP server to ask while the service gives no time; none when it is not there
 utc_s    i32   the latest time that was known, in seconds since 2000
+portal_key  blob  key of the set-up page's Wi-Fi, 8 to 63 characters, as on the label; without it the page
+               never opens
 """
 
 import json
@@ -44,12 +47,15 @@ class Identity:
         self.host = self._blob("host").decode()
         self.port = self._number("port")
         try:
-            self.networks: list[list[str]] = json.loads(self._blob("wifi"))
-        except ValueError:
+            known = json.loads(self._blob("wifi"))
+            self.networks: list[list[str]] = [[str(name), str(key)] for name, key in known]
+        except (ValueError, TypeError):
             raise IdentityError("wifi") from None
+        self.portal_key = self._blob("portal_key", b"").decode()
         self.ca = self._blob("ca")
         self.certificate = self._blob("cert")
         self.key = self._blob("key")
+        self.sntp = self._text("sntp")
         self.utc_s = self._number("utc_s", 0) + _TO_2000_S
         self.stream_window_ms = self._number("stream_s", STREAM_WINDOW_MS // 1000) * 1000
         if not 0 < self.stream_window_ms <= STREAM_WINDOW_MAX_MS:
@@ -87,16 +93,34 @@ class Identity:
             self._nvs.set_i32("utc_s", utc_s - _TO_2000_S)
             self._nvs.commit()
 
+    def keep_networks(self) -> bool:
+        """Remember the networks as they are in the list; False: they do not fit, and the old ones stay."""
+        whole = json.dumps(self.networks).encode()
+        if len(whole) > _MAX_BLOB_BYTES:
+            return False
+        self._nvs.set_blob("wifi", whole)
+        self._nvs.commit()
+        return True
+
     def _forget(self, key: str) -> None:
         self._nvs.erase_key(key)
         self._nvs.commit()
 
-    def _blob(self, key: str) -> bytes:
+    def _blob(self, key: str, default: "bytes | None" = None) -> bytes:
         buffer = bytearray(_MAX_BLOB_BYTES)
         try:
             return bytes(buffer[: self._nvs.get_blob(key, buffer)])
         except OSError:
-            raise IdentityError(key) from None
+            if default is None:
+                raise IdentityError(key) from None
+            return default
+
+    def _text(self, key: str) -> str:
+        """Empty when it is not there."""
+        try:
+            return self._blob(key).decode()
+        except IdentityError:
+            return ""
 
     def _number(self, key: str, default: "int | None" = None) -> int:
         try:

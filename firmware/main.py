@@ -11,24 +11,22 @@ from firmware import board, clock, release
 from firmware.bonds import Bonds
 from firmware.clock import Clock
 from firmware.flash import PartitionFlash
+from firmware.front import Front
 from firmware.identity import Identity, IdentityError
 from firmware.indicator import Indicator
 from firmware.mqtt import Link, tls_context
 from firmware.radio import Radio
+from firmware.sntp import Sntp
 from firmware.supervisor import RADIO_MS, STORAGE_MS, UPLINK_MS, Supervisor
 from firmware.wifi import Wifi
 from firmware.wire import Wire
 from gateway.gateway import Gateway
 from gateway.journal import Journal
 from gateway.message import JOURNAL_ID_BYTES, NONCE_BYTES
+from gateway.network import STATES, Networks
 from gateway.port import const
-from gateway.record import BUTTON
 from gateway.uplink import Uplink
 
-_PAIRING_MS = const(120_000)
-_HOLD_MS = const(3_000)
-"""Nobody opens a pairing window by brushing against the button."""
-_LOOK_MS = const(100)
 _HOUSEKEEPING_MS = const(1_000)
 
 
@@ -60,7 +58,8 @@ class Kit:
         )
         self.supervisor = Supervisor(self.clock)
         self.stored = self.supervisor.alive("storage", STORAGE_MS)
-        self.wifi = Wifi(identity.networks, identity.kit)
+        self.networks = Networks(self.gateway.append_event)
+        self.wifi = Wifi(identity.networks, identity.kit, see=self._see_network)
         self.link = Link(
             self.gateway,
             self.clock,
@@ -69,16 +68,18 @@ class Kit:
             port=identity.port,
             tls=tls_context(identity.ca, identity.certificate, identity.key),
             online=self.wifi.is_online,
+            reached=self.wifi.reached,
             alive=self.supervisor.alive("uplink", UPLINK_MS),
         )
+        self.front = Front(self.gateway, self.clock, identity, self.wifi, self.networks, indicator)
         self.radio = Radio(
             self.gateway,
             self.clock,
             bonds,
             wake=self.link.wake,
             alive=self.supervisor.alive("radio", RADIO_MS),
+            heard=self.front.heard,
         )
-        self.kept = 0  # values that the indicator has shown
 
     async def run(self) -> None:
         """Say that this boot has begun, then run every part beside the others, for ever."""
@@ -93,10 +94,18 @@ class Kit:
             keep("radio", self.radio.run),
             keep("wifi", self.wifi.run),
             keep("link", self.link.run),
+            keep("sntp", Sntp(self.gateway, self.clock, self.identity.sntp, self.wifi.is_online).run),
             keep("journal", self._keep_house),
-            keep("button", self._watch_button),
+            keep("button", self.front.button.run),
+            keep("front", self.front.run),
             keep("indicator", self.indicator.run),
         )
+
+    def _see_network(self, place: int, state: int) -> None:
+        if self.networks.states[place] != state:
+            print("network", place, STATES[state])
+        self.networks.see(place, state, self.clock.now_ms())
+        self.gateway.rim["networks"] = self.networks.words()
 
     async def _keep_house(self) -> None:
         """Erase ahead of need, remember the time, show how things are."""
@@ -109,29 +118,10 @@ class Kit:
                 utc_s = (local[0] - local[1] * 60_000) // 1000
                 clock.set_utc_s(utc_s)
                 self.identity.keep_utc_s(utc_s)
-            self._show(now_ms)
+            self.networks.settle(now_ms)
+            self.gateway.rim["radio"] = self.radio.works
+            self.front.show(connected=self.link.is_connected, radio_works=self.radio.works)
             await asyncio.sleep_ms(0 if more else _HOUSEKEEPING_MS)
-
-    def _show(self, now_ms: int) -> None:
-        if self.radio.kept != self.kept:
-            self.kept = self.radio.kept
-            self.indicator.flash("kept")
-        if self.gateway.pairing(now_ms):
-            self.indicator.show("pairing")
-        else:
-            self.indicator.show("ready" if self.link.is_connected else "offline")
-
-    async def _watch_button(self) -> None:
-        """Held for three seconds it lets unknown Sensors bond."""
-        button = board.Button()
-        held_ms = 0
-        while True:
-            held_ms = held_ms + _LOOK_MS if button.is_down() else 0
-            if held_ms == _HOLD_MS:
-                now_ms = self.clock.now_ms()
-                self.gateway.append_event(BUTTON, 0, b"", now_ms)
-                self.gateway.open_pairing(now_ms, _PAIRING_MS)
-            await asyncio.sleep_ms(_LOOK_MS)
 
 
 async def run() -> None:

@@ -11,10 +11,12 @@ import ssl
 
 import umqtt.simple
 
+from firmware import reach
 from firmware.wait import for_event
 from firmware.wire import Absent
 from gateway.message import ack_topic, status_topic, up_topic
 from gateway.port import const
+from gateway.record import NET_ONLINE
 from gateway.status import STATUS_EVERY_MS, encode_offline
 
 TYPE_CHECKING = False
@@ -52,7 +54,10 @@ COUNTERS = ("connections", "lost_links")
 
 
 class Link:
-    """`run` for ever. `online`: whether there is a network; `alive` is called as long as this runs."""
+    """`run` for ever. `online`: whether there is a network; `alive` is called as long as this runs.
+
+    `reached` is told how far each try came: one of NET_*.
+    """
 
     def __init__(
         self,
@@ -64,17 +69,20 @@ class Link:
         port: int,
         tls: ssl.SSLContext,
         online: "Callable[[], bool]",
+        reached: "Callable[[int], None]",
         alive: "Callable[[], None]",
     ) -> None:
         self.counters = gateway.counters
         self.counters.update(dict.fromkeys(COUNTERS, 0))
         self.is_connected = False
+        self._stood = False  # the last connection, before it ended
         self._gateway = gateway
         self._clock = clock
         self._host = host
         self._port = port
         self._tls = tls
         self._online = online
+        self._reached = reached
         self._alive = alive
         self._wire = umqtt.simple.socket = wire
         self._news = asyncio.Event()
@@ -98,9 +106,19 @@ class Link:
                 except _LOST as error:
                     self.counters["lost_links"] += 1
                     print("broker:", error)
+                    await self._explain(error)
                 await self._pause()
             else:
                 await self._tick(_TICK_MS)
+
+    async def _explain(self, error: Exception) -> None:
+        """Why this try came to nothing. A connection that stood says nothing: the next try will."""
+        if self._stood or not self._online():
+            return
+        self._alive()
+        state = await reach.why(error, self._wire, self._host)
+        if self._online():
+            self._reached(state)
 
     async def _pause(self) -> None:
         """Full jitter: a random part of a bound that doubles until an Ack has come."""
@@ -116,6 +134,7 @@ class Link:
         await asyncio.sleep_ms(wait_ms)
 
     async def _serve(self) -> None:
+        self._stood = False
         port = _OTHER_PORT if self._tries % 4 == 3 else self._port
         try:
             await self._wire.open(self._host, port, self._tls, _CONNECT_WAIT_MS)
@@ -123,7 +142,8 @@ class Link:
             await self._connect(client)
             await self._subscribe(client)
             self.counters["connections"] += 1
-            self.is_connected = True
+            self.is_connected = self._stood = True
+            self._reached(NET_ONLINE)
             self._told_ms = -STATUS_EVERY_MS
             self._gateway.connected(self._clock.now_ms())
             await self._carry(client)

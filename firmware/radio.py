@@ -13,19 +13,26 @@ good. What can't be kept ends the link, so that the Sensor keeps the rest.
 """
 
 import asyncio
+import errno
 import sys
 from collections import deque
 
-from bluetooth import BLE, UUID
 from micropython import heap_lock, heap_unlock
 
 from firmware.bonds import PEER_KEY
 from firmware.visit import Link, RadioError, Visit, number
 from firmware.wait import for_event
-from gateway.errors import SensorError
+from gateway.errors import FormatError, SensorError
 from gateway.port import const
-from gateway.record import HANDLER_RESTARTED, INDICATED, NOTIFIED
+from gateway.reading import NEVER, Reading
+from gateway.record import HANDLER_RESTARTED, INDICATED, NOTIFIED, RADIO_MISSING
+from gateway.sensors import decode
 from gateway.sensors.racp import RECORD_ACCESS_CONTROL_POINT
+
+try:
+    from bluetooth import BLE, UUID
+except ImportError:  # an image without Bluetooth: the Kit says so, and still sends what it has
+    BLE = UUID = None
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -60,6 +67,9 @@ _AGAIN_MAX_MS = const(60_000)
 _DEAF_MS = const(300_000)
 """Something nearby advertises every few seconds; after five minutes of nothing the radio itself is deaf."""
 _TICK_MS = const(1_000)
+_MISSING_MS = const(60_000)
+_UNAVAILABLE = (OSError, RuntimeError, MemoryError)
+"""The controller does not start, or has no memory left: what `active` raises then."""
 _MAX_LINKS = const(3)
 """NimBLE has four connections in the stock image; one stays free for a Sensor that comes and goes."""
 _MAX_ADVERTS = const(16)
@@ -71,7 +81,10 @@ COUNTERS = ("handler_failures", "strays", "radio_restarts")
 
 
 class Radio:
-    """`run` for ever. `wake` is called after an append, `alive` when something was heard on the air."""
+    """`run` for ever. `wake` is called after an append, `alive` when something was heard on the air.
+
+    `heard` is told of each measurement that a Sensor has indicated: whether it is one, or failed.
+    """
 
     def __init__(
         self,
@@ -81,8 +94,9 @@ class Radio:
         *,
         wake: "Callable[[], None]",
         alive: "Callable[[], None]",
+        heard: "Callable[[bool], None]",
     ) -> None:
-        self.kept = 0  # values
+        self.works = True
         self.counters = gateway.counters
         self.counters.update(dict.fromkeys(COUNTERS, 0))
         self._gateway = gateway
@@ -90,7 +104,8 @@ class Radio:
         self._bonds = bonds
         self._wake = wake
         self._alive = alive
-        self._ble = BLE()
+        self._heard = heard
+        self._ble: Any = BLE and BLE()
         self._flag = asyncio.ThreadSafeFlag()
         self._calling = asyncio.Lock()  # NimBLE connects to one at a time
         self._peers: dict[bytes, _Peer] = {}
@@ -105,7 +120,7 @@ class Radio:
 
     async def run(self) -> None:
         """Scan, and attend to what the handler leaves, for ever."""
-        self._start()
+        await self._begin()
         while True:
             await for_event(self._flag, _TICK_MS)
             self._attend()
@@ -142,7 +157,11 @@ class Radio:
                     )
                     link.values += 1
                     if event == _INDICATE:
-                        link.indicated = handle
+                        link.indicated = link.value_handle = handle
+                        link.value_length = 0
+                        for i in range(min(len(value), len(link.value))):
+                            link.value[i] = value[i]
+                            link.value_length = i + 1
             finally:
                 heap_unlock()
             self._flag.set()
@@ -212,7 +231,28 @@ class Radio:
 
     # --- The main loop --------------------------------------------------------------------------------------
 
+    async def _begin(self) -> None:
+        """Until Bluetooth can be had: without it the Kit still sends what it has, and says what is wrong."""
+        while True:
+            try:
+                self._start()
+                break
+            except _UNAVAILABLE as error:
+                print("radio:", error)
+                self._say_works(False)
+                self._alive()  # a reset every hour would cure nothing, and costs the link
+                await asyncio.sleep_ms(_MISSING_MS)
+        self._say_works(True)
+
+    def _say_works(self, works: bool) -> None:
+        if works != self.works:
+            self.works = works
+            self._gateway.append_event(RADIO_MISSING, 0, bytes([not works]), self._clock.now_ms())
+            self._wake()
+
     def _start(self) -> None:
+        if BLE is None:
+            raise OSError(errno.ENODEV)
         self._ble.active(True)
         self._ble.config(gap_name="Homeward", bond=True, le_secure=True, mitm=False, io=_NO_DISPLAY_NO_KEYS)
         self._ble.irq(self._on_event)
@@ -277,11 +317,22 @@ class Radio:
     def _tell_values(self, link: Link, now_ms: int) -> None:
         if link.values == link.told and not link.racp_length and not link.rebonded:
             return
-        self.kept += link.values - link.told
+        self._judge(link)
         link.told = link.values
         link.news.set()
         self._hear(now_ms)
         self._wake()
+
+    def _judge(self, link: Link) -> None:
+        """What the person who has just measured shall hear. One that the handler replaces now is late."""
+        length, link.value_length = link.value_length, 0
+        if length:
+            try:
+                found = decode(link.handles.get(link.value_handle, 0), bytes(memoryview(link.value)[:length]))
+            except FormatError:
+                return
+            if isinstance(found, Reading):
+                self._heard(found.trust != NEVER)
 
     # --- Sensors --------------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ _KEY_WAIT_MS = const(1_000)
 """NimBLE says that the link is encrypted just before it hands over the keys."""
 _LEAVE_WAIT_MS = const(2_000)
 _RACP_BYTES = const(20)
+_VALUE_BYTES = const(32)
+"""Of a measurement; today's Sensors send up to 20."""
 
 _GENERIC = (0x1800, 0x1801)  # services that every peripheral has
 _SENDS = CAN_NOTIFY | CAN_INDICATE
@@ -87,6 +89,9 @@ class Link:
         self.rebonded = False  # a new key
         self.values = 0  # kept
         self.indicated = 0  # value handle of the newest indication
+        self.value = bytearray(_VALUE_BYTES)  # the newest one that was indicated, for the ear of the patient
+        self.value_handle = 0
+        self.value_length = 0
         self.racp = bytearray(_RACP_BYTES)
         self.racp_length = 0
         # Of the main loop.

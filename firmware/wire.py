@@ -48,7 +48,7 @@ class Wire:
 
     # --- The link -------------------------------------------------------------------------------------------
 
-    async def open(self, host: str, port: int, tls: "SSLContext", wait_ms: int) -> None:
+    async def open(self, host: str, port: int, tls: "SSLContext | None", wait_ms: int) -> None:
         """Connect. The TLS handshake happens with the first `flush`, and takes its time there."""
         self._out_start = self._out_end = self._at = self._end = 0
         opening = asyncio.open_connection(host, port, tls, host)  # type: ignore[arg-type]
@@ -77,6 +77,12 @@ class Wire:
         self._at = self._end = 0
         await for_answer(self._fill(), wait_ms)
         return self._in[0]
+
+    async def some(self, wait_ms: int) -> bytes:
+        """Return what comes next, of whatever length; empty: the end."""
+        assert self._stream is not None
+        got = await for_answer(self._stream.readinto(self._in_view), wait_ms)
+        return bytes(self._in_view[: got or 0])
 
     async def _fill(self) -> None:
         await self._bring(2)

@@ -80,6 +80,27 @@ HANDLER_RESTARTED = const(11)
 ERASED_LATE = const(12)  # the handler had to erase: no reserve block was left
 REPLAYED = const(13)  # u32 first sequence sent again at the service's request
 UPDATE_ENDED = const(14)
+SNTP_REFUSED = const(15)  # u8 reason (sntp.py)
+NETWORK = const(20)  # u8 place in the list of known networks, u8 state: how that one stands from now on
+RADIO_MISSING = const(21)  # u8 1: Bluetooth can't be had, 0: it can again
+PORTAL = const(22)  # u8: what has happened to the set-up page
+
+# NETWORK states.
+NET_UNTRIED = const(0)
+NET_ONLINE = const(1)  # the service's broker has accepted the Kit through it
+NET_ABSENT = const(2)  # no such network is in reach
+NET_WRONG_PASSWORD = const(3)
+NET_NOT_JOINED = const(4)  # the router did not let the Kit in, and did not say that it is the password
+NET_NO_ADDRESS = const(5)  # joined, but the router gave no address
+NET_NO_INTERNET = const(6)  # an address, but no way to the service's name or host
+NET_CAPTIVE = const(7)  # a page of somebody else's stands in the way
+NET_FOREIGN = const(8)  # who answers has no certificate of the project: nothing was sent
+NET_AWAY = const(9)  # the service's host does not take the Kit in, or nobody listens there
+
+# PORTAL happenings.
+PORTAL_OPENED = const(1)
+PORTAL_LEARNED = const(2)  # a network that works was given, and is kept
+PORTAL_CLOSED = const(3)  # after its time, without one
 
 # LOST reasons.
 OVERWRITTEN = const(1)

@@ -20,9 +20,14 @@ def encode_status(
     host_confirmed: bool,
     counters: "dict[str, int]",
     sensors: "list[dict[str, int | None]]",
+    rim: "dict[str, object] | None" = None,
 ) -> bytes:
-    """Return the JSON of an online Kit. `sensors`: {"sensor": reference, "seen_ms": uptime or None}."""
-    return _encode(
+    """Return the JSON of an online Kit. `sensors`: {"sensor": reference, "seen_ms": uptime or None}.
+
+    `rim`: what the rim says of itself, as it is: "networks" (one word for each), "radio" (whether it works).
+    """
+    status = dict(rim or {})
+    status.update(
         {
             "version": STATUS_VERSION,
             "kit": kit,
@@ -39,6 +44,7 @@ def encode_status(
             "sensors": sensors,
         }
     )
+    return _encode(status)
 
 
 def encode_offline(kit: str, release: str) -> bytes:

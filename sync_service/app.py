@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sync_service import console, derive, station_api
+from sync_service import console, derive, early, station_api
 from sync_service.clock import UNCONFIRMED, Clock, Look
 from sync_service.config import Config
 from sync_service.hub import Hub
@@ -156,7 +156,7 @@ class App:
         before_ms = self._clock.now_ms()
         shown_ms = await self._store.read(utc_ms)
         look = Look(before_ms, self._clock.now_ms(), shown_ms, 1)
-        self._clock.heard("the Store", look)
+        self._clock.heard("the Store", look, confirms=False)
         await self._hub.ask_time()
 
     async def _derive(self) -> None:
@@ -164,6 +164,7 @@ class App:
             self._store,
             self._derive_wake,
             self._outbox_wake,
+            ahead=early.measure,
             quiet=self._ingest.quiet,
             max_bracket_ms=self._config.max_bracket_ms,
         )

@@ -41,6 +41,15 @@ create table if not exists record (
 -- Anchors, Sensor clocks, Sensors and events of a Journal are few: the timeline is rebuilt from them at a start.
 create index if not exists record_context on record (journal, sequence) where type <> 1;
 
+-- Peeks that hold all that their Frames need (gateway/message.py, WHOLE), until early derivation has looked at them.
+create table if not exists peek (
+    journal         integer not null,
+    first           integer not null,       -- of the window in which nothing is missing
+    last            integer not null,
+    after_sequence  integer not null,       -- what the Kit took for stored
+    primary key (journal, first, last)
+) without rowid;
+
 -- When each boot was heard of: the service's clock at the receipt of a Batch beside the Kit's uptime.
 create table if not exists receipt (
     journal      integer not null,

@@ -82,9 +82,9 @@ class Page:
 
 
 @asynccontextmanager
-async def browsing(folder: Path) -> AsyncIterator[Page]:
+async def browsing(folder: Path, *flags: str) -> AsyncIterator[Page]:
     """A browser that keeps its files in `folder` and is closed at the end. Raises ProgramMissing."""
-    command = [*chromium(), *FLAGS, f"--user-data-dir={folder}", "about:blank"]
+    command = [*chromium(), *FLAGS, *flags, f"--user-data-dir={folder}", "about:blank"]
     quiet = asyncio.subprocess.DEVNULL
     process = await asyncio.create_subprocess_exec(*command, stdin=quiet, stdout=quiet, stderr=quiet)
     try:

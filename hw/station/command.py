@@ -25,7 +25,7 @@ COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, do
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command. 0: done; 1: could not be done, said in one line on stderr; 2: wrong usage."""
+    """Run one sub-command. 0: done; 1: could not be done, said on stderr; 2: wrong usage; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="homeward-station", description="The technicians' bench.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"homeward-station: {missing.name} is not here: pip install 'homeward[station]'", file=sys.stderr
         )
         return 1
+    except KeyboardInterrupt:
+        print("homeward-station: stopped; the same command can be run again", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -23,7 +23,7 @@ from hw.station import StationError, bench, board, image, inspection, kit_folder
 from hw.station.bench import BenchError
 from hw.station.board import Board
 from hw.station.kit_folder import KitFolder
-from hw.station.loader import BAUD, Found, Loader
+from hw.station.loader import BAUD, BAUDS, Found, Loader
 from hw.station.partitions import SECTOR_BYTES, TABLE_BYTES, TABLE_OFFSET, Partition, PartitionError
 from hw.station.ports import AUTO, one_port, plugged_in, ports, taken_out
 from hw.station.register import BEGUN, FLASHED, Register
@@ -80,7 +80,7 @@ def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--allow-unknown", action="store_true", help="take a binary of a release not known here"
     )
-    parser.add_argument("--baud", type=int, default=BAUD, help=f"speed of the port ({BAUD})")
+    parser.add_argument("--baud", type=int, choices=BAUDS, default=BAUD, help=f"speed of the port ({BAUD})")
     kit_folder.add_bench(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     parser.add_argument("--json", action="store_true", help="for programs")

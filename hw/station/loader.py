@@ -17,6 +17,7 @@ from hw.station import StationError
 
 BAUD = 460_800
 """What every USB bridge of such boards can do; the ones that can do more do not all do it well."""
+BAUDS = (115_200, 230_400, BAUD, 921_600)
 Progress = Callable[[int, int], None]  # (done, of)
 
 _MB = 1 << 20
@@ -29,6 +30,7 @@ _OTHER = (
     "comes back, put the board aside"
 )
 _MEANINGS = (
+    (r"No module named '?esptool", "esptool is not here: pip install 'homeward[station]'"),
     (
         r"Permission denied",
         "you may not use the port {port}: add yourself to the group dialout (Linux), log out and in again",

@@ -22,7 +22,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -47,6 +47,7 @@ _I32 = struct.Struct("<i")
 _NAGGING_S = 0.01
 _STARTING_S = 20.0
 _PIXEL_LOG = 200
+_NO_DEVICE = 19
 
 
 class Partition(NamedTuple):
@@ -96,6 +97,8 @@ class Board:
         self.clock_offset_ns = 0
         self.pixels: deque[bytes] = deque(maxlen=_PIXEL_LOG)
         self.sound: tuple[int, int] = (0, 0)  # Hz, duty of 1023
+        self.tones: deque[int] = deque(maxlen=_PIXEL_LOG)  # Hz of each that has begun
+        self.radio_fails = False  # its controller does not start
         self.app_valid = False
         self._program = [program] if isinstance(program, Path) else list(program)
         self._bits = bits
@@ -165,9 +168,25 @@ class Board:
         password: str = "correct horse",
         internet: bool = True,
         rssi: int = -55,
+        captive: bool = False,
+        address: bool = True,
+        others: Mapping[str, str] | None = None,
     ) -> None:
-        """The home's network from now on: there or gone, its password, and whether the world is behind it."""
-        self.network.change(up, ssid=ssid, password=password, internet=internet, rssi=rssi)
+        """The home's network from now on: there or gone, its password, and whether the world is behind it.
+
+        `captive`: its own page stands in the way; `address`: whether it gives one; `others`: passwords of
+        other networks in reach, by name.
+        """
+        self.network.change(
+            up,
+            ssid=ssid,
+            password=password,
+            internet=internet,
+            rssi=rssi,
+            captive=captive,
+            address=address,
+            others=others,
+        )
 
     def cut_power(self, *, at: str = "any", after: int = 1, done_bytes: int = 0) -> None:
         """Pull the plug in the n-th flash operation from now ("program", "erase", "any"), so far into it."""
@@ -328,6 +347,8 @@ class Board:
 
     async def answer(self, question: str, values: dict[str, Any]) -> Any:
         """What a module asks. OSError: refused."""
+        if question == "ble_active" and values["on"] and self.radio_fails:
+            raise OSError(_NO_DEVICE)
         if question.startswith("ble_"):
             return await self.radio.answer(question.removeprefix("ble_"), values)
         if question.startswith("wifi_"):
@@ -355,6 +376,8 @@ class Board:
 
     def _sound(self, pin: int, freq: int, duty: int) -> None:
         self.sound = (freq, duty)
+        if duty:
+            self.tones.append(freq)
 
     def _mark_valid(self) -> None:
         self.app_valid = True

@@ -3,16 +3,17 @@ The home's network as a Board has it: an access point that is there or not, a ro
 
 Every connection of the board goes through the router here, on loopback. Without Wi-Fi or internet nothing is
 reset: what is on its way waits, as it does at home, until somebody's patience ends; new connections are not
-answered; names are not resolved.
+answered; names are not resolved. A captive network resolves every name and answers every HTTP request with a
+redirect to its own page; what else is begun through it is cut off at once.
 """
 
 import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 # network.STAT_* of the ESP32.
 IDLE, CONNECTING, GOT_IP = 1000, 1001, 1010
@@ -27,6 +28,20 @@ _NO_SUCH_NAME = -202
 _WIFI_STATE = "Wifi Internal State Error"
 _UNREACHABLE = "255.255.255.255"  # a connection to it fails at once, as without a route
 _CHUNK_BYTES = 4096
+_HTTP = 80
+_POINT_ADDRESS = "192.168.4.1"
+_CAPTIVE_ANSWER = (
+    b"HTTP/1.1 302 Found\r\nLocation: http://welcome.example/login?to=x\r\nContent-Length: 0\r\n\r\n"
+)
+
+
+class AccessPoint(NamedTuple):
+    """What everybody in reach sees of the board's own network, and the key that lets one in."""
+
+    ssid: str
+    key: str
+    security: int
+    max_clients: int
 
 
 class Network:
@@ -39,37 +54,60 @@ class Network:
         self._show = show
         self._up = False
         self._internet = True
+        self._captive = False
+        self._gives_address = True
         self._ssid, self._password, self._rssi = "", "", -55
+        self._others: dict[str, str] = {}
         self._wanted: tuple[str, str] | None = None
         self._reconnects = 0  # 0: for ever
         self._joining: asyncio.Task[None] | None = None
         self._open = asyncio.Event()
         self._routes: dict[tuple[str, int], asyncio.Server] = {}
         self._streams: set[asyncio.Task[None]] = set()
+        self.point: AccessPoint | None = None  # of the board itself, while it is on
+        self.stations: list[str] = []  # addresses (hex) of who is in it
+        self.ports: dict[int, int] = {}  # where on loopback the board's own ports are
+        self._gates: dict[bool, asyncio.Server] = {}
         self._black_hole: list[socket.socket] = []
 
     # The world.
 
-    def change(self, up: bool, *, ssid: str, password: str, internet: bool, rssi: int) -> None:
-        renamed = (ssid, password) != (self._ssid, self._password)
-        self._up, self._internet, self._rssi = up, internet, rssi
+    def change(
+        self,
+        up: bool,
+        *,
+        ssid: str,
+        password: str,
+        internet: bool,
+        rssi: int,
+        captive: bool = False,
+        address: bool = True,
+        others: Mapping[str, str] | None = None,
+    ) -> None:
+        """`address`: whether its DHCP answers. `others`: passwords of other networks in reach, all of them
+        with the world behind them, by name."""
+        self._up, self._internet, self._rssi = up, internet and not captive, rssi
+        self._captive, self._gives_address = captive, address
         self._ssid, self._password = ssid, password
-        if self.status == GOT_IP and (not up or renamed):
+        self._others = dict(others or {})
+        if self.status == GOT_IP and self._refusal():
             self._lost(BEACON_TIMEOUT)
         self._let_through()
 
     def power_off(self) -> None:
         """The board is off: its connections end as they do when nobody answers any more."""
         self._stop_joining()
-        self._wanted = None
+        self._wanted = self.point = None
+        self.ports.clear()
         self._set(IDLE)
         for stream in self._streams:
             stream.cancel()
 
     async def close(self) -> None:
         self.power_off()
-        for server in self._routes.values():
+        for server in [*self._routes.values(), *self._gates.values()]:
             server.close()
+        self._gates.clear()
         self._routes.clear()
         await asyncio.gather(*self._streams, return_exceptions=True)
         for end in self._black_hole:
@@ -84,12 +122,19 @@ class Network:
             "connect": self._connect,
             "disconnect": self._disconnect,
             "scan": self._scan,
+            "point": self._set_point,
+            "stations": lambda: self.stations,
         }
         return answers[question](**values)
 
     def _active(self, on: bool) -> None:
         if not on:
             self._disconnect()
+
+    def _set_point(self, on: bool, **about: Any) -> None:
+        self.point = AccessPoint(**about) if on else None
+        if not on:
+            self.ports.clear()
 
     def _connect(self, ssid: str, key: str, reconnects: int) -> None:
         if self._joining is not None and not self._joining.done():
@@ -104,7 +149,8 @@ class Network:
         self._set(IDLE)
 
     def _scan(self) -> list[tuple[str, str, int, int, int]]:
-        return [(self._ssid, _BSSID, _CHANNEL, self._rssi, _WPA2)] if self._up else []
+        near = [self._ssid] if self._up else []
+        return [(ssid, _BSSID, _CHANNEL, self._rssi, _WPA2) for ssid in [*near, *self._others]]
 
     def _begin_joining(self) -> None:
         self._stop_joining()
@@ -123,7 +169,8 @@ class Network:
             await asyncio.sleep(self.join_s)
             reason = self._refusal()
             if not reason:
-                self._set(GOT_IP)
+                if self._gives_address:  # else it is associated, and waits for one
+                    self._set(GOT_IP)
                 return
             tries += 1
             if 0 < self._reconnects <= tries:
@@ -133,9 +180,10 @@ class Network:
     def _refusal(self) -> int:
         assert self._wanted is not None
         ssid, key = self._wanted
-        if not self._up or ssid != self._ssid:
+        near = self._others | ({self._ssid: self._password} if self._up else {})
+        if ssid not in near:
             return NO_AP_FOUND
-        return 0 if key == self._password else WRONG_PASSWORD
+        return 0 if key == near[ssid] else WRONG_PASSWORD
 
     def _lost(self, reason: int) -> None:
         self._set(reason)
@@ -151,7 +199,8 @@ class Network:
 
     @property
     def is_open(self) -> bool:
-        return self.status == GOT_IP and self._internet
+        elsewhere = self._wanted is not None and self._wanted[0] in self._others
+        return self.status == GOT_IP and (self._internet or elsewhere)
 
     def _let_through(self) -> None:
         if self.is_open:
@@ -166,12 +215,32 @@ class Network:
         return int(time.time()) - _TO_2000_S
 
     async def route(self, host: str, port: int) -> tuple[str, int]:
-        """Where the board has to connect to, to reach an address in the world."""
+        """Where the board has to connect to, to reach an address in the world, or where its own port is."""
+        if host == _POINT_ADDRESS:
+            return self._own_port(port)
         if self.is_open:
             return await self._forward(host, port)
+        if self.status == GOT_IP and self._captive:
+            return await self._gate(is_http=port == _HTTP)
         if not _is_number(host):
             raise OSError(_NO_SUCH_NAME)
         return self._nowhere() if self.status == GOT_IP else (_UNREACHABLE, port)
+
+    def _own_port(self, port: int) -> tuple[str, int]:
+        """Loopback has no room for a board's ports 53 and 80: others stand for them, of TCP and of UDP."""
+        if self.point is None:
+            raise OSError(_NO_SUCH_NAME)
+        if port not in self.ports:
+            with socket.create_server(("127.0.0.1", 0)) as finder:
+                self.ports[port] = finder.getsockname()[1]
+        return "127.0.0.1", self.ports[port]
+
+    async def _gate(self, is_http: bool) -> tuple[str, int]:
+        """Where a captive network leads a connection."""
+        if is_http not in self._gates:
+            serve = _redirect if is_http else _cut_off
+            self._gates[is_http] = await asyncio.start_server(serve, "127.0.0.1", 0)
+        return "127.0.0.1", self._gates[is_http].sockets[0].getsockname()[1]
 
     async def _forward(self, host: str, port: int) -> tuple[str, int]:
         server = self._routes.get((host, port))
@@ -225,6 +294,18 @@ class Network:
                 self._black_hole.append(filler)
         address, port = self._black_hole[0].getsockname()
         return address, port
+
+
+async def _redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(_CAPTIVE_ANSWER)
+        await writer.drain()
+    writer.close()
+
+
+async def _cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
 
 
 def _is_number(host: str) -> bool:

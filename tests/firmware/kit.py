@@ -106,12 +106,19 @@ print("installed")
 
 @asynccontextmanager
 async def home(
-    folder: Path, bits: int, heap: str | None, *, before: Sequence[Path] = (), on_littlefs: bool = False
+    folder: Path,
+    bits: int,
+    heap: str | None,
+    *,
+    before: Sequence[Path] = (),
+    on_littlefs: bool = False,
+    prepare: Callable[[Board], None] = lambda board: None,
 ) -> AsyncIterator[Home]:
     """A Kit that has just been provisioned, beside a cuff and an oximeter, with everything running.
 
     `before`: folders that stand before the release on the board's path. `on_littlefs`: the release is files
-    of partition vfs, as on a stock image, and none of it is executed in place.
+    of partition vfs, as on a stock image, and none of it is executed in place. `prepare`: what is different
+    from the usual home before the plug goes in.
     """
     identity.init(folder / "sync")
     identity.add_kit(folder / "sync", KIT)
@@ -124,6 +131,7 @@ async def home(
         board = Board(room, folder / "board", address=GATEWAY, program=program, bits=bits, heap=heap)
         provision(board, folder / "sync", mosquitto.port)
         board.wifi(True)
+        prepare(board)
         cuff = Cuff(room, CUFF, label=Label("Cuff"), clock=SensorClock(), habits=HABITS)
         oximeter = Oximeter(room, OXIMETER, label=Label("Oximeter"), clock=SensorClock(), habits=HABITS)
         for sensor in (cuff, oximeter):

@@ -50,7 +50,7 @@ def run(bits: int, module: str, folder: Path, *arguments: str, heap: str | None 
 
 
 def names_bytes(line: str) -> int:
-    """What MicroPython's table of names takes of the heap, by what `qstr_info` prints; strings are in ROM.
+    """What MicroPython's table of names takes of the heap; the strings lie in ROM.
 
     Frozen code has its table in flash.
     """

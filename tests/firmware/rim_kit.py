@@ -80,7 +80,7 @@ class Kit:
             uplink=Uplink(self.journal, lambda: b"noncenon"),
             bonds=Kept(),
         )
-        self.radio = Radio(self.gateway, self.clock, None, wake=None, alive=None)
+        self.radio = Radio(self.gateway, self.clock, None, wake=None, alive=None, heard=None)
         link = Link(ADDRESS, SENSOR, {HANDLE: CHARACTERISTIC}, self.clock)
         self.radio._links[CONNECTION] = link
 

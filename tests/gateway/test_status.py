@@ -36,6 +36,21 @@ class StatusTest(unittest.TestCase):
         self.assertTrue(status["host_confirmed"])
         self.assertEqual(status["counters"], {"batches": 2})
 
+    def test_what_the_rim_says_stands_beside_and_replaces_nothing(self):
+        whole = encode_status(
+            "HW-0001",
+            "0.1.0",
+            StubJournal(),
+            uptime_ms=5_000,
+            host_confirmed=False,
+            counters={},
+            sensors=[],
+            rim={"networks": ["wrong_password", "online"], "radio": False, "kit": "HW-0002"},
+        )
+        status = json.loads(whole)
+        self.assertEqual((status["networks"], status["radio"]), (["wrong_password", "online"], False))
+        self.assertEqual(status["kit"], "HW-0001")
+
     def test_last_will_says_only_that_the_kit_is_gone(self):
         self.assertEqual(
             json.loads(encode_offline("HW-0001", "0.1.0")),

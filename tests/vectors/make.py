@@ -69,6 +69,9 @@ def records() -> list[dict[str, object]]:
         record("event", 5, 7, 1, 5000, bytes([9, 0, 3, 80]), [9, 3, bytes([80])]),
         record("lost", 6, 8, 2, 0, struct.pack("<IIB", 8, 176, 2), [8, 176, 2]),
         record("acked", 0xF0, 6, 2, 0, b"", None),
+        record("event of a network", 5, 10, 1, 6000, bytes([20, 0, 0, 1, 7]), [20, 0, bytes([1, 7])]),
+        record("event of a missing radio", 5, 11, 1, 6000, bytes([21, 0, 0, 1]), [21, 0, bytes([1])]),
+        record("event of the set-up page", 5, 12, 1, 6000, bytes([22, 0, 0, 2]), [22, 0, bytes([2])]),
         record("type of the future", 0x77, 9, 2, 1, b"later", None, version=9),
     ]  # fmt: skip
 

@@ -1,5 +1,9 @@
 # mypy: ignore-errors
-"""Module socket: every address leads to the home's router, which the host can cut off from the world."""
+"""
+Module socket: every address leads to the home's router, which the host can cut off from the world.
+
+What is bound to the board's own address lies at some port of loopback, which the host knows.
+"""
 
 import sys
 
