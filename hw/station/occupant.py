@@ -1,8 +1,8 @@
 """What a board holds already, asked before it is written: whose it is, and whether Records lie in it.
 
 The one rule: Records that nobody may have yet are not written over. Where the board's own partition table
-names no Journal, it is looked for where ours would have it: a torn write, rot, or somebody with a stock binary
-may have taken the table alone.
+names no Journal, it is looked for where ours would have it: a torn write, rot, or somebody with a stock
+binary may have taken the table alone.
 """
 
 from gateway.block import HEADER_BYTES, decode_header
