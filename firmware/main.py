@@ -5,6 +5,7 @@ The brain is gateway/; every file of firmware/ is one peripheral of it and decid
 
 import _thread
 import asyncio
+import gc
 import os
 
 from firmware import board, clock, release
@@ -118,6 +119,7 @@ class Kit:
 async def run() -> None:
     """Run the Kit; one that can't be made shows why, and waits for the bench."""
     indicator = Indicator(board.light(), board.buzzer())
+    gc.collect()  # what the imports have left would lie between the buffers
     try:
         kit = Kit(indicator)
     except IdentityError as error:

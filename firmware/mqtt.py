@@ -187,12 +187,12 @@ class Link:
         receiving = asyncio.create_task(self._receive(client))
         try:
             while not receiving.done():
-                self._alive()
                 if not self._online():
                     raise OSError(errno.ENOTCONN)
                 self._news.clear()
                 if not await self._send_due(client):
                     await self._wait()
+                self._alive()  # not before: one that fails at its first Batch for ever shows none
             await receiving  # raises what has ended it
         finally:
             receiving.cancel()
