@@ -9,7 +9,7 @@ BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmwar
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check hil sim bench bench-firmware clean
+.PHONY: help setup demo test test-station check hil sim power-cuts bench bench-firmware bench-journal clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -36,6 +36,11 @@ check: $(VENV)/.test ## style, types, what the board can compile, import rules, 
 	$(RUN) -m pytest tests/test_layout.py
 	$(VENV)/bin/codespell
 
+test-station: $(VENV)/.test ## the bench: images, the real esptool against emulated boards; the last line is JSON
+	@$(RUN) -m hw.virtual.programs mosquitto micropython esp32-micropython >/dev/null
+	@$(RUN) -m pytest tests/station $(ARGS) >&2
+	@$(RUN) -m tests.station.run
+
 hil: $(VENV)/.test ## the checks of a real board on a USB port; without one it says how to enable them
 	@$(RUN) -m hw.hil
 
@@ -43,12 +48,18 @@ sim: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the 
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
 	@$(RUN) -m tests.demo_sweep --seeds $(SEEDS) $(ARGS)
 
+power-cuts: $(VENV)/.test ## power fails at every flash operation of a Kit's week, and of each recovery; the last line is JSON
+	@$(RUN) -m tests.power_cuts.proof
+
 bench: $(VENV)/.test ## 200,000 Readings through the real broker; the last line is JSON
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
 	@$(RUN) -m tests.bench.ingest $(ARGS)
 
 bench-firmware: setup ## the firmware's handler, heap and speed on the board's word size; the last line is JSON
 	@$(RUN) -m tests.bench.firmware
+
+bench-journal: setup ## flash and time per Record, beside JSON lines on littlefs, on MicroPython; the last line is JSON
+	@$(RUN) -m tests.bench.journal
 
 clean: ## remove the environment and what the tools left (not the cache of programs in ~/.cache/homeward)
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,13 +1,9 @@
-"""Board: the ESP32-S3 of a Kit. Its pins, and how its boots begin and end."""
+"""Board: what is wired to the chip of a Kit, and how its boots begin and end."""
 
 import machine
 from machine import Pin
 
-from gateway.port import const
-
-_LIGHT = const(48)  # the neopixel of an ESP32-S3-DevKitC
-_BUZZER = const(5)
-_BUTTON = const(0)  # "BOOT" on the DevKitC: pressed is low
+from firmware import pins
 
 JOURNAL = "journal"
 """Label of the partition of the Journal."""
@@ -17,19 +13,19 @@ BONDS = "bonds"
 
 def light() -> Pin:
     """Pin of the neopixel."""
-    return Pin(_LIGHT, Pin.OUT)
+    return Pin(pins.LIGHT, Pin.OUT)
 
 
 def buzzer() -> Pin:
     """Pin of the buzzer."""
-    return Pin(_BUZZER, Pin.OUT)
+    return Pin(pins.BUZZER, Pin.OUT)
 
 
 class Button:
     """The one button of a Kit."""
 
     def __init__(self) -> None:
-        self._pin = Pin(_BUTTON, Pin.IN, Pin.PULL_UP)
+        self._pin = Pin(pins.BUTTON, Pin.IN, Pin.PULL_UP)
 
     def is_down(self) -> bool:
         return self._pin.value() == 0

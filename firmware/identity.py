@@ -10,6 +10,7 @@ cert     blob  certificate of this Kit, DER
 key      blob  its private key, DER
 wipe     i32   1: begin a new Journal and forget every Sensor at the next boot, once
 pair_s   i32   let unknown Sensors bond for so long after the next boot, once
+stream_s i32   of continuous oximetry, keep one value in so many seconds (1 to 600; 60 when it is not there)
 utc_s    i32   the latest time that was known, in seconds since 2000
 portal_key  blob  key of the set-up page's Wi-Fi, 8 to 63 characters, as on the label; without it the page
                never opens
@@ -20,6 +21,7 @@ import json
 from esp32 import NVS
 
 from gateway.errors import HomewardError
+from gateway.limits import STREAM_WINDOW_MAX_MS, STREAM_WINDOW_MS
 from gateway.port import const
 
 _MAX_BLOB_BYTES = const(1984)
@@ -52,6 +54,9 @@ class Identity:
         self.certificate = self._blob("cert")
         self.key = self._blob("key")
         self.utc_s = self._number("utc_s", 0) + _TO_2000_S
+        self.stream_window_ms = self._number("stream_s", STREAM_WINDOW_MS // 1000) * 1000
+        if not 0 < self.stream_window_ms <= STREAM_WINDOW_MAX_MS:
+            raise IdentityError("stream_s must be 1 to %d" % (STREAM_WINDOW_MAX_MS // 1000))
 
     @property
     def wipe_asked(self) -> bool:

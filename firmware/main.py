@@ -49,7 +49,12 @@ class Kit:
         wire = Wire()
         uplink = Uplink(self.journal, lambda: os.urandom(NONCE_BYTES), buffer=wire.room)
         self.gateway = Gateway(
-            identity.kit, release.RELEASE, journal=self.journal, uplink=uplink, bonds=bonds
+            identity.kit,
+            release.RELEASE,
+            journal=self.journal,
+            uplink=uplink,
+            bonds=bonds,
+            stream_window_ms=identity.stream_window_ms,
         )
         self.supervisor = Supervisor(self.clock)
         self.stored = self.supervisor.alive("storage", STORAGE_MS)

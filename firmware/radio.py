@@ -144,7 +144,7 @@ class Radio:
                     for i in range(min(len(value), len(link.racp))):
                         link.racp[i] = value[i]
                         link.racp_length = i + 1
-                else:
+                elif event == _INDICATE or not self._thins(link, handle, value):
                     self._clock.mark()
                     self._gateway.received(
                         link.sensor,
@@ -168,6 +168,13 @@ class Radio:
         except Exception:
             self._fail(data)
         return None
+
+    def _thins(self, link: Link, handle: int, value: memoryview) -> bool:
+        """Whether a notified value is left out. Runs with the heap locked."""
+        self._clock.mark()
+        return self._gateway.thins(
+            link.sensor, link.handles.get(handle, 0), value, self._clock.hi, self._clock.lo
+        )
 
     def _fail(self, data: "tuple[Any, ...]") -> None:
         """Something could not be kept or copied: end the link at once, before the Sensor sends more."""

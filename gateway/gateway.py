@@ -8,7 +8,8 @@ described in the same Journal before it.
 """
 
 from gateway.errors import JournalError, SensorError
-from gateway.limits import MAX_SENSORS
+from gateway.limits import MAX_SENSORS, STREAM_WINDOW_MS
+from gateway.peek import is_live
 from gateway.port import const
 from gateway.record import (
     BATTERY,
@@ -32,6 +33,7 @@ from gateway.record import (
 )
 from gateway.sensor_session import SENSOR_SERVICES, SensorSession
 from gateway.status import encode_status
+from gateway.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,16 +52,19 @@ if TYPE_CHECKING:
 
 
 _LINK_EVENTS = (SENSOR_CONNECTED, SENSOR_DISCONNECTED, SENSOR_FAILED)
+_BOND_EVENTS = (BOND_MADE, BOND_CHANGED)
 _LINK_EVENT_EVERY_MS = const(600_000)
 """A Sensor that fails whenever it is called shall not fill the Journal; counters tell how often."""
 
-COUNTERS = ("sessions", "failures", "strangers", "scan_failures")
-"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans begun again."""
+COUNTERS = ("sessions", "failures", "strangers", "scan_failures", "thinned")
+"""Sessions begun, those that failed, adverts of Sensors that are not bonded, scans begun again; streamed
+values left out."""
 
 
 class Gateway:
     """`frame_flags` stand in every Frame (HOST_CONFIRMED on Linux). Sensors have references 1 to MAX_SENSORS.
 
+    `stream_window_ms`: of continuous oximetry one value in so long is kept, besides each that changes class.
     All times are uptime in ms; only `received` takes it in two halves, since it must not allocate.
     """
 
@@ -72,6 +77,7 @@ class Gateway:
         uplink: "Uplink",
         bonds: "Bonds",
         frame_flags: int = 0,
+        stream_window_ms: int = STREAM_WINDOW_MS,
     ) -> None:
         self.kit = kit
         self.release = release
@@ -81,13 +87,17 @@ class Gateway:
         self.rim: dict[str, object] = {}  # what the rim adds to the status
         self._bonds = bonds
         self._bonded = [_Bonded(kept) for kept in bonds.load()]
+        for bonded in self._bonded:
+            bonded.unmarked_through = journal.next_sequence - 1
         self._frame_flags = frame_flags
+        self._stream = Stream(stream_window_ms)
         self._seen_hi: list[int | None] = [None] * (MAX_SENSORS + 1)
         self._seen_lo = [0] * (MAX_SENSORS + 1)
         self._pairing_until_ms = 0
         self._anchor: tuple[Anchor, int] | None = None  # of this boot, and the uptime of its receipt
         self._said_ms: dict[tuple[int, int], int] = {}  # uptime of the last link event of a code and Sensor
         self._begun: tuple[int, int] | None = None  # uptime and cause, until BOOTED says it
+        uplink.peek.marks = self._marks
 
     def start(self, now_ms: int, *, cause: int = 0) -> None:
         """Describe every Sensor, since it may send at once. BOOTED waits for something to tell.
@@ -119,9 +129,23 @@ class Gateway:
         sequence = self.journal.append_frame(
             sensor, flags | self._frame_flags, characteristic, value, uptime_hi, uptime_lo
         )
+        if is_live(characteristic, flags):
+            self.uplink.peek.live = sequence
         self._seen_hi[sensor] = uptime_hi
         self._seen_lo[sensor] = uptime_lo
         return sequence
+
+    def thins(
+        self, sensor: int, characteristic: int, value: "bytes | memoryview", uptime_hi: int, uptime_lo: int
+    ) -> bool:
+        """Whether to leave a *notified* value out: then it is counted, and not `received`. Does not allocate.
+
+        An indicated one is never asked about: it is confirmed, so it is kept (P1).
+        """
+        if not self._stream.thins(sensor, characteristic, value, uptime_hi, uptime_lo):
+            return False
+        self.counters["thinned"] += 1
+        return True
 
     # --- Sensors --------------------------------------------------------------------------------------------
 
@@ -236,11 +260,11 @@ class Gateway:
         bonded = self._find(sensor)
         changed = items != bonded.items or complete != bonded.complete
         if changed or not self._stands(bonded):
-            bonded.items, bonded.complete = items, complete
             body = encode_sensor(Sensor(sensor, bonded.address_type, bonded.address, items))
-            bonded.sequence = self._append(SENSOR, body, now_ms)
+            bonded.sequence = self._append_marked(bonded, SENSOR, body, now_ms)
+            bonded.items, bonded.complete = items, complete
             bonded.journal_id = self.journal.journal_id
-            self._bonds.save([each.kept() for each in self._bonded])
+            self._save()
 
     def append_clock(
         self, sensor: int, kind: int, offset_min: int, characteristic: int, value: bytes, now_ms: int
@@ -258,7 +282,13 @@ class Gateway:
             if said_ms is not None and now_ms - said_ms < _LINK_EVENT_EVERY_MS:
                 return
             self._said_ms[(code, sensor)] = now_ms
-        self._append(EVENT, encode_event(Event(code, sensor, detail)), now_ms)
+        body = encode_event(Event(code, sensor, detail))
+        if code in _BOND_EVENTS:
+            bonded = self._find(sensor)
+            bonded.bond_sequence = self._append_marked(bonded, EVENT, body, now_ms)
+            self._save()
+        else:
+            self._append(EVENT, body, now_ms)
 
     def append_battery(self, sensor: int, percent: int, now_ms: int) -> None:
         """Append a Sensor's battery level if it is another one than last time."""
@@ -266,6 +296,36 @@ class Gateway:
         if bonded.battery != percent:
             bonded.battery = percent
             self.append_event(BATTERY, sensor, bytes([percent]), now_ms)
+
+    # --- Where the Records stand that a peek needs ----------------------------------------------------------
+
+    def _marks(self) -> "list[int] | None":
+        """Sequences of each Sensor's newest SENSOR and bond EVENT, None when one of them is not known."""
+        marks = []
+        for bonded in self._bonded:
+            if not self._is_marked(bonded):
+                return None
+            marks += [bonded.sequence, bonded.bond_sequence]
+        return marks
+
+    def _is_marked(self, bonded: "_Bonded") -> bool:
+        """Whether its marks are right, or what they may have missed has been acked."""
+        return bonded.is_marked or bonded.unmarked_through <= self.journal.acked
+
+    def _append_marked(self, bonded: "_Bonded", type: int, body: bytes, now_ms: int) -> int:
+        """Append a Record of which the place is kept. If power fails in between, no mark is believed.
+
+        A peek that hid a changed bond could bring a stranger's value under the patient's name (P5).
+        """
+        is_marked = self._is_marked(bonded)
+        bonded.is_marked = False
+        self._save()
+        sequence = self._append(type, body, now_ms)
+        bonded.is_marked = is_marked
+        return sequence
+
+    def _save(self) -> None:
+        self._bonds.save([each.kept() for each in self._bonded])
 
     def _append(self, type: int, body: bytes, now_ms: int) -> int:
         self._say_booted()
@@ -304,6 +364,9 @@ class _Bonded:
         self.complete: bool = kept.get("complete", False)
         self.journal_id = bytes.fromhex(kept.get("journal", ""))
         self.sequence: int = kept.get("sequence", 0)
+        self.bond_sequence: int = kept.get("bond_sequence", 0)
+        self.is_marked: bool = kept.get("is_marked", False)  # no newer SENSOR or bond EVENT than these
+        self.unmarked_through = 0  # where it is not: those that were missed stand no further than here
         self.battery: int | None = None
 
     def kept(self) -> "dict[str, Any]":
@@ -315,4 +378,6 @@ class _Bonded:
             "complete": self.complete,
             "journal": self.journal_id.hex(),
             "sequence": self.sequence,
+            "bond_sequence": self.bond_sequence,
+            "is_marked": self.is_marked,
         }

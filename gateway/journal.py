@@ -35,7 +35,7 @@ from gateway.block import (
     read_record,
 )
 from gateway.errors import FormatError, JournalError
-from gateway.limits import ACKED_EVERY, MAX_BATCH_RECORDS, MAX_BODY_BYTES, RESERVE_BLOCKS
+from gateway.limits import ACKED_EVERY, MAX_BATCH_RECORDS, MAX_BODY_BYTES, RESERVE_BLOCKS, TAIL_BLOCKS
 from gateway.message import JOURNAL_ID_BYTES
 from gateway.port import const
 from gateway.record import (
@@ -52,6 +52,7 @@ from gateway.record import (
     Event,
     Lost,
     begin,
+    decode,
     encode,
     encode_event,
     encode_lost,
@@ -62,9 +63,11 @@ from gateway.record import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Protocol
 
     from gateway.block import Flash, Header
+    from gateway.record import Record
 
     class Lock(Protocol):
         """The writer lock, given by the rim. While the main loop holds it the handler waits."""
@@ -83,8 +86,6 @@ _COARSE_BYTES = const(48)
 """A longer one is filled up to a multiple of this: a view for each of 156 lengths would be 3 kB of heap."""
 _CHECK_BYTES = const(64)
 """What was programmed is read back in chunks of this size: the usual Frame fits one."""
-_NO_BOUND = const(0x3FFFFFFF)
-"""The largest small integer of 32-bit MicroPython: no sequence gets there."""
 _MIN_BLOCKS = RESERVE_BLOCKS + 2
 """The one that is written, those in reserve, and one that can be erased."""
 
@@ -135,15 +136,20 @@ class Journal:
     def format(self, journal_id: bytes) -> None:
         """Wipe: erase every block, then begin a Journal with this id. No append may happen meanwhile.
 
-        The newest block is erased last. A wipe that a power cut ends leaves the old Journal, which then says
-        what it has lost, or none: it is wiped again, and no sequence was used twice.
+        The newest block is erased last, and only after its header has gone: half of it would give sequences
+        again. A wipe that a power cut ends leaves the old Journal, which then says what it has lost, or none:
+        it is wiped again.
         """
         assert len(journal_id) == JOURNAL_ID_BYTES
         newest = self._newest_header()
         after = 0 if newest is None else newest.number + 1
         self._reset(b"", -1)
-        for number in range(after, after + self._blocks):
+        for number in range(after, after + self._blocks - 1):
             self._clear(number % self._blocks)
+        last = (after - 1) % self._blocks
+        if newest is not None:
+            self._overwrite(last, HEADER_BYTES)
+        self._clear(last)
         self._reset(journal_id, -1)
         while self._head == self._end:
             if self._ready:
@@ -162,7 +168,7 @@ class Journal:
         self.next_sequence = newest.first_sequence
         self.acked = newest.acked
         self._recover()
-        self.boot += 1
+        self.boot += 2 if self._torn else 1  # what is torn may have been all that a boot has left
         self._acked_written = self.acked
         for number in range(self._target, self._target + RESERVE_BLOCKS):
             start = self._start(number)
@@ -274,6 +280,60 @@ class Journal:
             expected = sequence
         self._mark = (expected - 1, cursor.number, cursor.offset)
         return (after_sequence + 1 if count else 0), count, end
+
+    def read_one(self, sequence: int, buffer: "bytearray | memoryview", offset: int, limit_bytes: int) -> int:
+        """Copy one Record; return the offset behind it, `offset` itself when it is gone or has no room."""
+        cursor = self._seek(sequence - 1)
+        if not 0 < sequence < cursor.next_sequence:
+            return offset
+        found, length = self._look(cursor, sequence)
+        if found != sequence or not length or offset + length > limit_bytes:
+            return offset
+        memoryview(buffer)[offset : offset + length] = self._scratch[:length]
+        return offset + length
+
+    def read_tail(
+        self,
+        buffer: "bytearray | memoryview",
+        offset: int,
+        limit_bytes: int,
+        limit_records: int,
+        wants: "Callable[[Record], bool]",
+        is_enough: "Callable[[], bool]",
+    ) -> "tuple[int, int, int]":
+        """Copy the newest unacked Records that are wanted; return (first, count, end offset).
+
+        Every wanted Record from sequence `first` on is there, in order. From the newest block it goes back,
+        TAIL_BLOCKS at most, until they fill the buffer or after a block `is_enough`. `wants` is asked twice.
+        """
+        after, stop, newest = self.acked, self.next_sequence, self._newest
+        first, count, size, room = stop, 0, 0, limit_bytes - offset
+        for number in range(newest, max(self._oldest(), newest - TAIL_BLOCKS + 1) - 1, -1):
+            header = self._header_from(number, number)
+            if header is None or header.first_sequence >= first:
+                continue
+            lower = max(header.first_sequence, after + 1)
+            for record in self._records(lower, first):
+                if wants(record):
+                    count += 1
+                    size += OVERHEAD_BYTES + len(record.body)
+            first = lower
+            if lower == after + 1 or count > limit_records or size > room or is_enough():
+                break
+        copied, end, view = 0, offset, memoryview(buffer)
+        for record in self._records(first, stop):
+            if not wants(record):
+                continue
+            length = OVERHEAD_BYTES + len(record.body)
+            if count > limit_records or size > room:  # the oldest have no room
+                count -= 1
+                size -= length
+                first = record.sequence + 1
+            elif end + length <= limit_bytes:
+                view[end : end + length] = self._scratch[:length]
+                end += length
+                copied += 1
+        return first, copied, end
 
     def ack(self, through: int) -> bool:
         """Every Record up to `through` is stored; False: nothing new. Raises JournalError for the future.
@@ -406,16 +466,23 @@ class Journal:
             self._flash.erase(position)
         except OSError:
             return False
-        return True
+        return is_erased(self._flash, start, start + self._flash.block_bytes, self._scratch)
 
     def _clear(self, position: int) -> None:
-        """Erase for a wipe. A block that can't be erased loses at least its header; that needs no erase."""
-        if self._erase(position):
-            return
+        """Erase for a wipe. A block that can't be erased is overwritten, which needs no erase."""
+        if not self._erase(position) and not self._overwrite(position, self._flash.block_bytes):
+            raise JournalError("block %d can't be wiped" % position)
+
+    def _overwrite(self, position: int, count: int) -> bool:
+        """Program 0 over the first bytes of a block; False: the flash refuses."""
+        start = position * self._flash.block_bytes
+        zeros = bytearray(HEADER_BYTES)
         try:
-            self._flash.program(position * self._flash.block_bytes, bytearray(HEADER_BYTES))
+            for offset in range(start, start + count, HEADER_BYTES):
+                self._flash.program(offset, zeros)
         except OSError:
-            raise JournalError("block %d can't be wiped" % position) from None
+            return False
+        return True
 
     def _say_late(self) -> None:
         """Append the EVENT of a handler that had to erase."""
@@ -463,15 +530,29 @@ class Journal:
             self._enter(cursor, number)
             cursor.offset = offset
             return cursor
-        number = oldest
-        for each in range(oldest, cursor.newest + 1):
-            header = self._header_from(each, each)
-            if header is not None and header.first_sequence > after + 1:
-                break
-            if header is not None:
-                number = each
-        self._enter(cursor, number)
+        low, high = oldest, cursor.newest
+        while (
+            low < high
+        ):  # the last block that begins at or before the sequence; those without a header count not
+            middle = (low + high + 1) // 2
+            header = self._header_from(middle, high)
+            if header is None or header.first_sequence > after + 1:
+                high = middle - 1
+            else:
+                low = header.number
+        self._enter(cursor, low)
         return cursor
+
+    def _records(self, first: int, stop: int) -> "Iterator[Record]":
+        """Each good Record from sequence `first` on and before `stop`. The one looked at is in scratch."""
+        cursor = self._seek(first - 1)
+        while first < stop:
+            sequence, length = self._look(cursor, first)
+            if length and sequence < stop:
+                yield decode(self._scratch[:length])
+                cursor.offset += padded(length)
+                sequence += 1
+            first = sequence
 
     def _enter(self, cursor: "_Cursor", number: int) -> None:
         """Put the cursor at the begin of a block. Its Records end where the next block's sequences begin."""
@@ -494,19 +575,20 @@ class Journal:
             while cursor.offset < cursor.stop:
                 record = read_record(self._flash, cursor.offset, cursor.stop, self._scratch)
                 if record is None:
-                    cursor.offset += WORD_BYTES
+                    # A block that was left is erased to its end: thousands of reads if word by word.
+                    erased = is_erased(self._flash, cursor.offset, cursor.stop, self._scratch)
+                    cursor.offset = cursor.stop if erased else cursor.offset + WORD_BYTES
                     continue
                 length = OVERHEAD_BYTES + len(record.body)
                 if record.type != ACKED and expected <= record.sequence < cursor.bound:
                     cursor.reason = BAD_BLOCK if cursor.header is None else ROTTEN
                     return record.sequence, length
                 cursor.offset += padded(length)
+            cursor.reason = BAD_BLOCK if cursor.header is None else ROTTEN
             if cursor.number == cursor.newest:
-                cursor.reason = ROTTEN
                 if cursor.torn:  # as the next block will say
                     cursor.reason, cursor.boot = TORN, self.boot
                 return cursor.next_sequence, 0
-            cursor.reason = BAD_BLOCK if cursor.header is None else ROTTEN
             self._enter(cursor, cursor.number + 1)
             if cursor.header is not None and expected < cursor.header.first_sequence:
                 if cursor.header.flags & AFTER_TEAR:
@@ -537,48 +619,68 @@ class Journal:
         """Find the head behind the newest block's last Record."""
         tail = self._walk(self._newest)
         clean = is_erased(self._flash, tail, self._end, self._scratch)
-        if self._more_beyond():
-            self._newest += 1
-            self._target += 1
-            self._walk(self._newest)
+        begun = self._last_begun()
+        if begun > self._newest:
+            self._newest = begun
+            self._target = begun + 1
+            self._walk(begun)
             clean = False
         self._head = tail if clean else self._end
         if not clean:
             self._torn = True
-            self.next_sequence += (self._flash.block_bytes - HEADER_BYTES) // _MIN_RECORD_BYTES
+            self.next_sequence += self._sequences(1)
+
+    def _sequences(self, blocks: int) -> int:
+        """How many so many blocks can hold."""
+        return blocks * ((self._flash.block_bytes - HEADER_BYTES) // _MIN_RECORD_BYTES)
 
     def _walk(self, number: int) -> int:
-        """Take in what the Records of a block say; return the offset behind the last good one."""
+        """Take in what the Records of a block say; return the offset behind the last good one.
+
+        Those with sequences that can't have come yet are bytes of a value that a Sensor sent, found because
+        the Record around them is broken.
+        """
         tail = offset = self._start(number) + HEADER_BYTES
         self._end = self._start(number) + self._flash.block_bytes
+        bound = self.next_sequence + self._sequences(RESERVE_BLOCKS + 2)
         while offset < self._end:
             record = read_record(self._flash, offset, self._end, self._scratch)
-            if record is None:
+            if record is None or record.sequence >= bound:
                 if is_erased(self._flash, offset, self._end, self._scratch):
                     break
                 offset += WORD_BYTES
                 continue
             tail = offset = offset + padded(OVERHEAD_BYTES + len(record.body))
             self.boot = max(self.boot, record.boot)
+            # The Record that an Ack covers may be rotten: its sequence has been used.
+            self.next_sequence = max(self.next_sequence, record.sequence + 1)
             if record.type == ACKED:
                 self.acked = record.sequence
-            else:
-                self.next_sequence = max(self.next_sequence, record.sequence + 1)
         return tail
 
-    def _more_beyond(self) -> bool:
-        """Whether the block after the newest has Records with sequences still to come: its header is rotten.
+    def _last_begun(self) -> int:
+        """Return the number of the last block that was begun: the newest, or one whose header is rotten.
 
-        Without this look those sequences would be used twice.
+        Without this look the sequences in that one would be used twice. A block in which nothing can be read
+        was begun if the one after it is erased: blocks are erased in their order.
         """
-        number = self._newest + 1
-        start = self._start(number)
-        stop = start + self._flash.block_bytes
-        if read_header(self._flash, number % self._blocks, self._scratch) is not None:
-            return False
-        if is_erased(self._flash, start, stop, self._scratch):
-            return False
-        cursor = _Cursor(number, stop, _NO_BOUND, False)
+        found, unread = self._newest, -1
+        for number in range(self._newest + 1, self._newest + RESERVE_BLOCKS + 2):
+            start = self._start(number)
+            stop = start + self._flash.block_bytes
+            if read_header(self._flash, number % self._blocks, self._scratch) is not None:
+                unread = -1
+            elif is_erased(self._flash, start + HEADER_BYTES, stop, self._scratch):
+                found = max(found, unread)
+            elif self._holds_newer(number, stop):
+                found = number
+            else:
+                unread = number
+        return found
+
+    def _holds_newer(self, number: int, stop: int) -> bool:
+        """Whether a block without a header has Records with sequences still to come."""
+        cursor = _Cursor(number, stop, self.next_sequence + self._sequences(RESERVE_BLOCKS + 2), False)
         self._enter(cursor, number)
         return self._look(cursor, self.next_sequence)[1] > 0
 

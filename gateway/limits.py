@@ -28,8 +28,15 @@ ACK_WAIT_MAX_MS = const(120_000)
 storm."""
 ANCHOR_EVERY_MS = const(3_600_000)
 """An ESP32 crystal drifts 10-40 ppm: 144 ms in an hour at worst, well inside the bound of one anchor."""
+STUCK_WAITS = const(90)
+"""A link over which no Ack has come for 90 first waits (15 minutes) is made anew. Rarely, since the usual
+reason is a service that is down: ten thousand Kits then shake hands with the broker eleven times a second."""
 PEEK_RECORDS = const(8)
-"""The newest clinical Frames that go before a backlog: what the clinician waits for fits one screen."""
+"""The newest clinical Frames that go before a backlog: what the clinician waits for fits one screen. A peek
+reaches back to the begin of the block in which it has them, if its Batch holds so much."""
+TAIL_BLOCKS = const(4)
+"""Blocks that are read for a peek at most: where streamed values fill more, nothing new lies behind them.
+0.2 s for each on an ESP32."""
 
 # --- Time ---------------------------------------------------------------------------------------------------
 DRIFT_PPM = const(100)
@@ -40,6 +47,13 @@ SENSOR_DRIFT_PPM = const(500)
 stepped."""
 MAX_ROUND_TRIP_MS = const(60_000)
 """An Ack that took longer gives no time: its uncertainty would be wider than receipt itself."""
+
+# --- Streams ------------------------------------------------------------------------------------------------
+STREAM_WINDOW_MS = const(60_000)
+"""Of continuous oximetry one value in so long is kept, besides each that changes class: a value a minute
+takes 63 kB a day, one a second 3.8 MB, and the Journal would hold half a day."""
+STREAM_WINDOW_MAX_MS = const(600_000)
+"""A stream that is seen once in ten minutes is still seen to run."""
 
 # --- Sensor sessions ----------------------------------------------------------------------------------------
 QUIET_MS = const(2_000)

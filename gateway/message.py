@@ -2,13 +2,13 @@
 
 Batch, little-endian            offset  size
     version (1)                 0       u8
-    flags (PEEK)                1       u8
+    flags (PEEK, WHOLE)         1       u8
     Journal id                  2       8 bytes
     boot                        10      u32
     uptime in ms when sent      14      u48
     nonce of this try           20      8 bytes
     acked through               28      u32
-    first sequence (0: empty)   32      u32
+    first sequence (0: empty)   32      u32     of a peek: see below
     count                       36      u16
     Records as in flash         38      ...
     CRC-32 over all before it           u32
@@ -25,7 +25,10 @@ Ack, little-endian              offset  size
     home's UTC offset, minutes  42      i16
     CRC-32 over all before it   44      u32
 
-A Record in a peek Batch lies out of order and comes again in its place; deduplication makes that free.
+A Record in a peek Batch lies out of order and comes again in its place; deduplication makes that free. A peek
+with WHOLE says besides: of what came at `first sequence` or later, up to the last Record here, nothing that
+bears on the time, key or patient of a Frame is missing, and of what came before (but after `acked through`)
+the newest SENSOR and the newest bond EVENT of each Sensor are here.
 """
 
 import struct
@@ -44,6 +47,7 @@ JOURNAL_ID_BYTES = const(8)
 NONCE_BYTES = const(8)
 
 PEEK = const(0x01)  # Batch
+WHOLE = const(0x02)  # Batch, with PEEK
 HAS_TIME = const(0x01)  # Ack
 REPLAY = const(0x02)  # Ack
 

@@ -106,6 +106,8 @@ def text(value: Value) -> "str | None":
     """Return the number in decimal with the Sensor's precision ("2.0" is not "2.00"), None without one."""
     if value.special is not None:
         return None
+    if value.exponent == 0:
+        return str(value.mantissa)
     places: int = -value.exponent
     digits = str(abs(value.mantissa))
     if places <= 0:

@@ -13,7 +13,8 @@ SENSOR_DRIFT_PPM) the clock ran, and a timestamp from it is as good as the two r
 clock when a Sensor connects, before it collects, and again after it has set it, so that nearly every
 measurement lies in such a stretch. In any other stretch the clock was set, lost, stepped or stopped at a
 moment that nobody saw: a timestamp from there is not believed, and it casts doubt on the same timestamp
-elsewhere.
+elsewhere. A value that came in the middle of a stretch is corrected as soon as the read at its end is known:
+what was told of it before is then told again, narrower.
 """
 
 from collections import namedtuple
@@ -114,6 +115,11 @@ class Timebase:
             return None
         return self._between_neighbours(boot, uptime_ms)
 
+    def agrees(self, boot: int) -> bool:
+        """Whether the boot's ANCHORs allow for each other. Where not, its times span what each says."""
+        known = self._boots.get(boot)
+        return known is None or known.agrees()
+
     def elapsed(self, first: "Moment", second: "Moment") -> "Bound | None":
         """Return least and most ms that passed between two moments; None while one is not known."""
         if first[0] == second[0]:
@@ -182,9 +188,13 @@ class _Boot:
         self.anchors.insert(at, anchor)
         self._combined = None
 
+    def agrees(self) -> bool:
+        if self.anchors and self._combined is None:
+            self._combine()
+        return self._agree
+
     def time_of(self, uptime_ms: int) -> Time:
-        earliest, latest, nearest_ms, between = self._bound(uptime_ms)
-        near = between or nearest_ms <= ANCHOR_EVERY_MS
+        earliest, latest, near = self._bound(uptime_ms)
         return Time(earliest, latest, SYNCED if near else EXTRAPOLATED)
 
     def earliest_end(self, begin: int) -> int:
@@ -192,27 +202,29 @@ class _Boot:
 
     def latest_begin(self, next_begin: "int | None") -> "int | None":
         bounds = []
-        if self.anchors:
-            bounds.append(self._bound(0)[1])
-        elif next_begin is not None:
-            bounds.append(next_begin - _least(self.last_ms))
         if self.receipt is not None:
             bounds.append(_start(*self.receipt))
+        if self.anchors:
+            began = self._bound(0)
+            if bounds and bounds[0] < began[0]:
+                return began[1]  # one of the service's clocks was wrong: the later bound holds for both
+            bounds.append(began[1])
+        elif next_begin is not None:
+            bounds.append(next_begin - _least(self.last_ms))
         return min(bounds) if bounds else None
 
-    def _bound(self, uptime_ms: int) -> "tuple[int, int, int, bool]":
-        """Earliest and latest; distance to the nearest anchor; whether it lies between two."""
+    def _bound(self, uptime_ms: int) -> "tuple[int, int, bool]":
+        """Earliest and latest; whether an anchor is near, or one lies on either side."""
         if self._combined is None:
             self._combine()
         after = self._first_after(uptime_ms)
-        sides = self._combined[max(0, after - 1) : after + 1]  # type: ignore[index]
-        nearest = min([abs(uptime_ms - anchor[0]) for anchor in sides])
-        _, earliest, latest = _moved(sides[0], uptime_ms)
-        if len(sides) == 2:
-            both = _moved(sides[1], uptime_ms)
-            narrow, widen = (max, min) if self._agree else (min, max)
-            earliest, latest = narrow(earliest, both[1]), widen(latest, both[2])
-        return earliest, latest, nearest, len(sides) == 2
+        nearest = self._combined[after - 1 if after else 0]  # type: ignore[index]
+        _, earliest, latest = _moved(nearest, uptime_ms)
+        if not 0 < after < len(self.anchors):
+            return earliest, latest, abs(uptime_ms - nearest[0]) <= ANCHOR_EVERY_MS
+        both = _moved(self._combined[after], uptime_ms)  # type: ignore[index]
+        narrow, widen = (max, min) if self._agree else (min, max)
+        return narrow(earliest, both[1]), widen(latest, both[2]), True
 
     def _first_after(self, uptime_ms: int) -> int:
         low, high = 0, len(self.anchors)
@@ -239,6 +251,9 @@ class SensorTimeline:
         self._timebase = timebase
         self._reads: list[_Read] = []
         self._links: list[_Link] = []  # of each read with the one before
+        self._links_of = 0  # `changes` of the Timebase when they were compared
+        self._near: list[int] | None = None  # of `_near_hour`; None: to be found anew
+        self._near_hour = 0
         self._moments: dict[_Read, Bound] = {}
         self._moments_of = 0  # `changes` of the Timebase when they were told
         self._run = 0
@@ -287,7 +302,7 @@ class SensorTimeline:
         if reading.timestamp is not None and reading.clock_set:
             taken = self._by_clock(seconds_of(reading.timestamp), (boot, uptime_ms), received.latest_ms)
             if taken is not None:
-                return taken
+                return _not_before(taken, self._held_from((boot, uptime_ms)))
         held_from = self._held_from((boot, uptime_ms))
         if not can_store:
             earliest = max(received.earliest_ms - HELD_MS, min(held_from, received.earliest_ms))
@@ -302,15 +317,17 @@ class SensorTimeline:
         count = self._linked_until(at)
         proved: list[Bound] = []
         doubtful: list[Bound] = []
-        for index in range(1, count):  # before the first one stands a read that is not remembered any more
+        for index in self._links_near(stamp):
             ran, first, last, reach = self._links[index]
-            if first <= stamp <= last:
+            if index < count and first <= stamp <= last:
                 before, after = self._reads[index - 1], self._reads[index]
                 if ran:
                     proved.append(self._between(before, after, stamp))
                 else:
                     doubtful += self._around(before, after, reach, stamp)
         self._beside(stamp, at, latest_ms, count, proved, doubtful)
+        if len(proved) == 1 and not doubtful and proved[0][0] <= latest_ms:  # nearly always
+            return Time(proved[0][0], min(latest_ms, proved[0][1]), SENSOR_CORRECTED)
         proved = [bound for bound in proved if bound[0] <= latest_ms]
         if not proved:
             return None
@@ -319,6 +336,18 @@ class SensorTimeline:
         latest = min(latest_ms, max([bound[1] for bound in spanned]))
         clear = latest - earliest <= max([bound[1] - bound[0] for bound in proved]) + BLUR_MS
         return Time(earliest, latest, SENSOR_CORRECTED if clear else BRACKETED)
+
+    def _links_near(self, stamp: int) -> "list[int]":
+        """Return which links reach into the timestamp's hour. What is collected together often shares it."""
+        hour = stamp // 3600
+        if self._near is None or hour != self._near_hour:
+            begin, end = hour * 3600, hour * 3600 + 3599
+            # Before the first link stands a read that is not remembered any more.
+            near = [
+                i for i, (_, first, last, _) in enumerate(self._links) if i and first <= end and last >= begin
+            ]
+            self._near, self._near_hour = near, hour
+        return self._near
 
     def _beside(
         self,
@@ -338,14 +367,21 @@ class SensorTimeline:
         fresh = last.at[0] == at[0] and at[1] - last.at[1] <= LIVE_MS
         if fresh and last.seconds is not None and stamp > last.seconds:
             proved.append(self._by(last, stamp))
+        elif count < len(self._links) and self._links[count].ran:  # as a read that came later shows
+            if self._links[count].first <= stamp <= self._links[count].last:
+                proved.append(self._between(last, self._reads[count], stamp))
         elif not fresh or stamp in (last.seconds, last.shown):  # it may have been set since, or stand still
             doubtful.append((self._moment_of(last)[0], latest_ms))
 
     def _link(self) -> None:
-        """Compare each new read with the one before."""
+        """Compare each new read with the one before; all of them when their times may be others now."""
+        if self._links_of != self._timebase.changes:
+            self._links_of = self._timebase.changes
+            self._links.clear()
         if not self._links and self._reads:
             self._links.append(_Link(False, 1, 0, 0))
         while len(self._links) < len(self._reads):
+            self._near = None
             before, after = self._reads[len(self._links) - 1], self._reads[len(self._links)]
             elapsed = self._timebase.elapsed(before.at, after.at)
             if elapsed is None:
@@ -371,12 +407,13 @@ class SensorTimeline:
         The clock's difference to true time went from the one's to the other's. Drifting back and forth it may
         have left that range by what drift allows from the nearer one.
         """
-        low, high = self._difference(before)
-        end_low, end_high = self._difference(after)
+        began = self._moment_of(before)
+        low, high = _difference(before, began)
+        end_low, end_high = _difference(after, self._moment_of(after))
         gone, left = _sensor_drift(stamp - before.seconds), _sensor_drift(after.seconds - stamp)
         lowest = min(low, end_low, max(low - gone, end_low - left))
         highest = max(high, end_high, min(high + gone, end_high + left))
-        earliest = max(stamp * 1000 + lowest, self._moment_of(before)[0] - RESOLUTION_MS)
+        earliest = max(stamp * 1000 + lowest, began[0] - RESOLUTION_MS)
         return earliest, stamp * 1000 + RESOLUTION_MS + highest
 
     def _around(self, before: "_Read", after: "_Read", reach: int, stamp: int) -> "list[Bound]":
@@ -392,14 +429,9 @@ class SensorTimeline:
 
     def _by(self, read: "_Read", stamp: int) -> "Bound":
         """A timestamp of the clock as it was at one read."""
-        low, high = self._difference(read)
+        low, high = _difference(read, self._moment_of(read))
         drift = _sensor_drift(stamp - read.seconds)
         return stamp * 1000 + low - drift, stamp * 1000 + RESOLUTION_MS + high + drift
-
-    def _difference(self, read: "_Read") -> "Bound":
-        """True time minus the Sensor's, in ms; the Sensor's shows whole seconds."""
-        earliest, latest = self._moment_of(read)
-        return earliest - read.seconds * 1000 - RESOLUTION_MS, latest - read.seconds * 1000
 
     def _moment_of(self, read: "_Read") -> "Bound":
         """When the Sensor looked at its clock or set it: before the answer was noted, after the set was."""
@@ -425,6 +457,19 @@ class SensorTimeline:
                 time = self._timebase.time_of(*drained)
                 return self._timebase.floor_ms if time is None else time.earliest_ms
         return self._timebase.floor_ms
+
+
+def _difference(read: _Read, moment: "Bound") -> "Bound":
+    """True time minus the Sensor's, in ms; the Sensor's shows whole seconds."""
+    shown_ms: int = read.seconds * 1000
+    return moment[0] - shown_ms - RESOLUTION_MS, moment[1] - shown_ms
+
+
+def _not_before(taken: Time, empty_ms: int) -> Time:
+    """A value that came after the Sensor was empty is not older, unless its timestamp is sure of it."""
+    if not taken.earliest_ms < empty_ms <= taken.latest_ms:
+        return taken
+    return Time(empty_ms, taken.latest_ms, taken.quality)
 
 
 def _gap(before: _Read, after: _Read, elapsed_ms: int) -> _Link:

@@ -10,6 +10,7 @@ the commit under way finish and its Acks go out; kill -9 needs no such kindness.
 
 import asyncio
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -22,17 +23,23 @@ from pathlib import Path
 from typing import Any
 
 from sync_service import console, derive
+from sync_service.clock import UNCONFIRMED, Clock, Look
 from sync_service.config import Config
 from sync_service.hub import Hub
 from sync_service.ingest import Ingest
 from sync_service.mqtt import Link
 from sync_service.outbox import Outbox
-from sync_service.store import Store, StoreError, StoreUnavailable
+from sync_service.store import Store, StoreError, StoreUnavailable, count, utc_ms
 
 log = logging.getLogger(__name__)
 
 STATE_FILE = "service.json"
 STATE_EVERY_S = 0.5
+LOOK_EVERY_S = 60.0
+LOOK_AGAIN_S = 2.0
+"""Between looks at the clocks of Store and Hub, while ours is sure and while it is not."""
+FIRST_LOOK_S = 3.0
+"""A Hub that is there answers within a second; the Kits don't wait for one that is not."""
 STOP_S = 5.0
 """A commit takes milliseconds; what hangs for longer is left to the Kits, who send it again."""
 PAUSE_FIRST_S = 0.2
@@ -40,15 +47,28 @@ PAUSE_MAX_S = 30.0
 STEADY_S = 60.0
 """A task that ran for so long has recovered: its next pause is short again."""
 
+COLLECT_EVERY = 50_000
+"""Objects made between two looks for garbage in cycles: of Readings there is none, and looking after every
+700 took a tenth of the time."""
+
 
 class App:
     """One service over one configuration."""
 
-    def __init__(self, config: Config, store: Store, hub: Hub) -> None:
+    def __init__(self, config: Config, store: Store, hub: Hub, clock: Clock) -> None:
         self._config, self._store = config, store
+        self._hub, self._clock = hub, clock
+        self._looked = asyncio.Event()  # at the clock, for the first time
         self._derive_wake, self._outbox_wake = asyncio.Event(), asyncio.Event()
         self._link = Link(config.broker)
-        self._ingest = Ingest(store, self._link.send, self._derive_wake, zone=config.zone)
+        self._ingest = Ingest(
+            store,
+            self._link.send,
+            self._derive_wake,
+            zone=config.zone,
+            clock_ms=clock.now_ms,
+            clock_sure=lambda: clock.doubt is None,
+        )
         self._outbox = Outbox(
             store,
             hub,
@@ -67,7 +87,8 @@ class App:
             running = [
                 tasks.create_task(self._keep(name, task), name=name)
                 for name, task in (
-                    ("mqtt", lambda: self._link.run(self._ingest)),
+                    ("clock", self._watch_clock),
+                    ("mqtt", self._listen),
                     ("ingest", self._ingest.run),
                     ("derive", self._derive),
                     ("outbox", self._outbox.run),
@@ -110,13 +131,46 @@ class App:
             self._restarts[name] += 1
             await asyncio.sleep(random.uniform(0, min(PAUSE_MAX_S, PAUSE_FIRST_S * 2 ** min(failures, 16))))
 
+    async def _listen(self) -> None:
+        with suppress(TimeoutError):  # a Kit that greets us in the first second shall have the time
+            async with asyncio.timeout(FIRST_LOOK_S):
+                await self._looked.wait()
+        await self._link.run(self._ingest)
+
+    async def _watch_clock(self) -> None:
+        """Have the clock confirmed, and say when that changes."""
+        doubt: str | None = UNCONFIRMED
+        while True:
+            await self._look_at_clock()
+            self._looked.set()
+            before, doubt = doubt, self._clock.doubt
+            if doubt != before and doubt:
+                log.error("Kits get no time: %s", doubt)
+                await self._store.write(lambda db: count(db, "", "clock doubted"))
+            elif doubt != before:
+                log.warning("the service's clock is confirmed")
+            await asyncio.sleep(LOOK_AGAIN_S if doubt else LOOK_EVERY_S)
+
+    async def _look_at_clock(self) -> None:
+        before_ms = self._clock.now_ms()
+        shown_ms = await self._store.read(utc_ms)
+        look = Look(before_ms, self._clock.now_ms(), shown_ms, 1)
+        self._clock.heard("the Store", look)
+        await self._hub.ask_time()
+
     async def _derive(self) -> None:
-        bracket_ms = self._config.max_bracket_ms
-        await derive.run(self._store, self._derive_wake, self._outbox_wake, max_bracket_ms=bracket_ms)
+        await derive.run(
+            self._store,
+            self._derive_wake,
+            self._outbox_wake,
+            quiet=self._ingest.quiet,
+            max_bracket_ms=self._config.max_bracket_ms,
+        )
 
     async def _console(self) -> None:
         config = self._config
-        await console.run(self._store, host=config.console_host, port=config.console_port)
+        host, port = config.console_host, config.console_port
+        await console.run(self._store, host=host, port=port, clock=self._clock)
 
     # --- What others see of it ------------------------------------------------------------------------------
 
@@ -144,6 +198,7 @@ class App:
             "console": self._address,
             "broker": self._link.state,
             "store": self._store.trouble or "ok",
+            "clock": self._clock.doubt or "ok",
             "dropped": self._ingest.dropped,
             "restarts": {name: n for name, n in self._restarts.items() if n},
         }
@@ -158,10 +213,13 @@ async def serve(config: Config) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    gc.freeze()  # what was imported stays
+    gc.set_threshold(COLLECT_EVERY)
     with only_one(config.store):
-        hub = Hub(config.hub.url, token=config.hub.token())
+        clock = Clock()
+        hub = Hub(config.hub.url, token=config.hub.token(), clock=clock)
         async with Store.open(config.store) as store, hub:
-            await App(config, store, hub).run(stop)
+            await App(config, store, hub, clock).run(stop)
 
 
 def is_running(store: Path) -> bool:

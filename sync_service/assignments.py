@@ -4,7 +4,7 @@
 """
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 WITHDRAWN = "the Assignment was ended before the Reading was taken"
@@ -28,7 +28,7 @@ class Ended(NamedTuple):
     """What an end in the past meant for Readings already placed."""
 
     withdrawn: int  # taken back before they were delivered; now held
-    delivered: int  # at the Hub already: somebody has to look at them
+    delivered: int  # at the Hub already: retracted there, and held
 
 
 def place(
@@ -119,6 +119,11 @@ def assign(
 _TO_WITHDRAW = """
     select reading.reading, outbox.state from reading join outbox using (reading)
     where reading.assignment = ? and reading.latest_ms >= ?"""
+_TAKE_BACK = "update reading set state = 'held', reason = ?, assignment = null where reading = ?"
+# Due before anything else of this patient.
+_RETRACT = """
+    update outbox set kind = 'retract', state = 'queued', attempts = 0, due_ms = 0, answer = null
+    where reading = ?"""
 # A Journal that belonged to the Episode only by what has just been taken back.
 _UNBIND = """
     update journal set assignment = null where assignment = ? and not exists (
@@ -129,8 +134,8 @@ _UNBIND = """
 def end(db: sqlite3.Connection, kit: str, end_ms: int) -> Ended:
     """End the Kit's open Assignment. Raises AssignmentError.
 
-    Readings placed in it but taken later are held again (they may be the next patient's), or counted when the
-    Hub has them already.
+    Readings placed in it but taken later are held again (they may be the next patient's), and retracted from
+    this patient at the Hub.
     """
     open_one = next((one for one in of_kit(db, kit) if one.end_ms is None), None)
     if open_one is None:
@@ -139,14 +144,24 @@ def end(db: sqlite3.Connection, kit: str, end_ms: int) -> Ended:
         raise AssignmentError("an Assignment can't end before it starts")
     db.execute("update assignment set end_ms = ? where assignment = ?", (end_ms, open_one.assignment))
     later = db.execute(_TO_WITHDRAW, (open_one.assignment, end_ms)).fetchall()
-    withdrawn = [(reading,) for reading, state in later if state != "done"]
-    db.executemany("delete from outbox where reading = ?", withdrawn)
-    db.executemany(
-        f"update reading set state = 'held', reason = '{WITHDRAWN}', assignment = null where reading = ?",
-        withdrawn,
-    )
-    db.execute(_UNBIND, (open_one.assignment,))
-    return Ended(len(withdrawn), len(later) - len(withdrawn))
+    take_back(db, [reading for reading, _ in later], WITHDRAWN)
+    unbind(db, open_one.assignment)
+    delivered = sum(state == "done" for _, state in later)
+    return Ended(len(later) - delivered, delivered)
+
+
+def take_back(db: sqlite3.Connection, readings: Sequence[int], reason: str) -> None:
+    """Hold Readings that were placed wrongly, and have the Outbox retract them from their patient.
+
+    Also those that the Hub has not confirmed: an answer may be lost, a Bundle under way.
+    """
+    db.executemany(_TAKE_BACK, [(reason, reading) for reading in readings])
+    db.executemany(_RETRACT, [(reading,) for reading in readings])
+
+
+def unbind(db: sqlite3.Connection, assignment: int) -> None:
+    """Free the Journals that belonged to this Assignment's Episode only by what has been taken back."""
+    db.execute(_UNBIND, (assignment,))
 
 
 _HELD = """
@@ -154,7 +169,9 @@ _HELD = """
     from reading join journal using (journal)
     where reading.state = 'held' and reading.barred = 0 and journal.kit = ?
     order by reading.reading"""
-_QUEUE = "insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)"
+# A row that is there retracts it from another patient first; `outbox.settle` goes on from there.
+_QUEUE = """
+    insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?) on conflict do nothing"""
 
 
 def place_held(db: sqlite3.Connection, kit: str, *, now_ms: int, max_bracket_ms: int) -> int:

@@ -36,17 +36,20 @@ class _Journal(NamedTuple):
 
 
 def keep(
-    db: sqlite3.Connection, arrivals: Sequence[Arrival | Said | Refusal], now_ms: int
+    db: sqlite3.Connection, arrivals: Sequence[Arrival | Said | Refusal], now_ms: int, *, sure: bool = True
 ) -> list[Kept | None]:
-    """Store what has arrived in the caller's transaction; return for each what to ack, None: nothing."""
-    return _Group(db, now_ms).keep(arrivals)
+    """Store what has arrived in the caller's transaction; return for each what to ack, None: nothing.
+
+    `sure`: the service's clock is not in doubt. Otherwise the receipts say nothing of the time.
+    """
+    return _Group(db, now_ms, sure).keep(arrivals)
 
 
 class _Group:
     """What the arrivals of one transaction share."""
 
-    def __init__(self, db: sqlite3.Connection, now_ms: int) -> None:
-        self._db, self._now_ms = db, now_ms
+    def __init__(self, db: sqlite3.Connection, now_ms: int, sure: bool) -> None:
+        self._db, self._now_ms, self._sure = db, now_ms, sure
         self._kits: dict[str, str | None] = {}  # state, None: not known
         self._seen_ms: dict[str, int] = {}
         self._counts: Counter[tuple[str, str]] = Counter()
@@ -90,7 +93,8 @@ class _Group:
         batch, kit = arrival.batch, arrival.kit
         journal = self._journal(arrival)
         self._seen_ms[kit] = arrival.received_ms
-        self._db.execute(_RECEIPT, (journal.number, batch.boot, batch.uptime_ms, arrival.received_ms))
+        if self._sure:
+            self._db.execute(_RECEIPT, (journal.number, batch.boot, batch.uptime_ms, arrival.received_ms))
         if arrival.records:
             self._records(journal, arrival)
         for piece in arrival.broken:

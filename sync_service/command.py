@@ -161,7 +161,7 @@ def _status(options: argparse.Namespace) -> None:
         print(json.dumps({"running": running, "service": state, **totals}))
         return
     about = {"service": f"running, process {state.get('pid')}" if running else "not running"}
-    about |= {name: state[name] for name in ("broker", "store", "console") if name in state}
+    about |= {name: state[name] for name in ("broker", "store", "clock", "console") if name in state}
     for name, value in {**about, **state.get("restarts", {}), **totals}.items():
         print(f"{name:12} {value}")
 

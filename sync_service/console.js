@@ -184,7 +184,7 @@ async function update() {
     const state = await answer.json();
     draw(state);
     say(updated, `updated ${clock(state.now_ms, day(state.now_ms))}`);
-    say(alarm, "");
+    say(alarm, state.clock_doubt ? `Kits get no time: ${state.clock_doubt}.` : "");
   } catch (error) {
     say(alarm, "The service does not answer: what you see is old.");
   }

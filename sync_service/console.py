@@ -17,6 +17,7 @@ from gateway.errors import FormatError
 from gateway.reading import NEVER, Reading, text
 from gateway.record import Frame, decode_body
 from gateway.sensors import decode
+from sync_service.clock import Clock
 from sync_service.store import Store, StoreError
 
 LATEST = 12
@@ -77,12 +78,14 @@ _COUNTERS = "select name, n from counter where kit = ? order by name"
 
 
 STORE = web.AppKey("store", Store)
+CLOCK: web.AppKey[Clock | None] = web.AppKey("clock")
 
 
-async def run(store: Store, *, host: str, port: int) -> None:
+async def run(store: Store, *, host: str, port: int, clock: Clock | None = None) -> None:
     """Serve until cancelled. Raises OSError when the address is taken."""
     console = web.Application()
     console[STORE] = store
+    console[CLOCK] = clock
     console.on_response_prepare.append(_add_headers)
     for path in FILES:
         console.router.add_get(path, _file)
@@ -170,7 +173,7 @@ def _reading(
         "earliest_ms": earliest_ms,
         "latest_ms": latest_ms,
         "quality": quality,
-        "state": delivery or state,
+        "state": delivery if delivery and state == "queued" else state,
         "attempts": attempts or 0,
         "why": reason if state == "held" else answer if delivery in ("queued", "parked") else None,
         "possible_repeat": bool(possible_repeat),
@@ -221,6 +224,8 @@ async def _state(request: web.Request) -> web.Response:
         shown = await request.app[STORE].read(lambda db: state(db, now_ms))
     except StoreError:
         raise web.HTTPServiceUnavailable from None
+    clock = request.app[CLOCK]
+    shown["clock_doubt"] = clock.doubt if clock else None
     return web.Response(body=orjson.dumps(shown), content_type="application/json")
 
 

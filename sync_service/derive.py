@@ -20,7 +20,7 @@ import sqlite3
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import NamedTuple
@@ -33,12 +33,16 @@ from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_bod
 from gateway.sensors import can_store, decode, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
 from sync_service.assignments import Assignment, bind, of_kit, place
+from sync_service.redate import News, redate
 from sync_service.store import Store, StoreUnavailable, count
 
 log = logging.getLogger(__name__)
 
-CHUNK_RECORDS = 500
-"""Records per transaction: 10 ms of work, so that an Ack waiting for its commit hardly notices."""
+CHUNK_RECORDS = 1_000
+"""Records per transaction: 20 ms of work, so that an Ack waiting for its commit hardly notices."""
+GIVE_WAY_S = 0.25
+"""How long a chunk waits at most for ingest to be quiet. What is not stored yet comes first, and a flood of
+it still leaves 4,000 Records a second to derivation: about what a Hub takes."""
 POLL_S = 2.0
 """How soon Journals are looked at again without a word from ingest (another process may have stored)."""
 REPEAT_WITHIN_MS = 86_400_000
@@ -96,23 +100,37 @@ async def run(
     wake: asyncio.Event,
     outbox_wake: asyncio.Event,
     *,
+    quiet: Callable[[], Awaitable[None]] | None = None,
     max_bracket_ms: int = MAX_BRACKET_MS,
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
 ) -> None:
-    """Derive until cancelled. Ingest sets `wake` after a commit; this sets `outbox_wake` after a row."""
+    """Derive until cancelled. Ingest sets `wake` after a commit; this sets `outbox_wake` after a row.
+
+    `quiet` returns when ingest has nothing to do: derivation gives way to it.
+    """
     deriver = Deriver(max_bracket_ms=max_bracket_ms)
     while True:
         wake.clear()
         try:
+            await _give_way(quiet)
             while (derived := await deriver.step(store, clock_ms())).records:
                 if derived.queued:
                     outbox_wake.set()
+                await _give_way(quiet)
         except StoreUnavailable as error:
             log.warning("derivation waits: %s", error)  # the disk is full or locked; nothing is lost
             await asyncio.sleep(POLL_S)
         with suppress(TimeoutError):
             async with asyncio.timeout(POLL_S):
                 await wake.wait()
+
+
+async def _give_way(quiet: Callable[[], Awaitable[None]] | None) -> None:
+    if quiet is None:
+        return
+    with suppress(TimeoutError):
+        async with asyncio.timeout(GIVE_WAY_S):
+            await quiet()
 
 
 class Deriver:
@@ -138,7 +156,9 @@ class Deriver:
         records = 0
         found: list[Measurement] = []
         moved: list[tuple[int, int]] = []
+        looked_at: list[Journal] = []
         for journal in self._with_work(db):
+            looked_at.append(journal)
             before = journal.cursor
             records += self._advance(db, journal, CHUNK_RECORDS - records, found, now_ms)
             if journal.cursor > before:
@@ -149,6 +169,10 @@ class Deriver:
         db.executemany("update journal set derived_through = ? where journal = ?", moved)
         for journal in {one.journal.number: one.journal for one in found}.values():
             queued += self._disprove(db, journal, now_ms)
+        for journal in looked_at:
+            if (news := journal.take_news()) is not None:
+                place_again = partial(_Placer(db, self._max_bracket_ms).place, journal)
+                queued += redate(db, journal, news, place_again, now_ms)
         return Derived(records, queued)
 
     def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
@@ -240,6 +264,7 @@ class Source:
         self.feature: Feature | None = None  # 0x2A60
         self.stands_still = False  # one timestamp came with two different values
         self.told = False  # that the clock is disproved has been acted upon
+        self.read_at = 0  # sequence of the last read of its clock
         self._seen: OrderedDict[tuple[int, tuple[int, ...]], tuple[Value, ...]] = OrderedDict()
 
     @property
@@ -268,6 +293,9 @@ class Journal:
         self._timebase.not_before(floor_ms)
         self._looked_through = 0
         self._receipt_boot = -1
+        self._news: News | None = None
+        self._anchor_at = 0  # sequence of the last ANCHOR that was looked at
+        self._boots: dict[int, int] = {}  # boot -> sequence of the last ANCHOR before it
         self._sources: dict[int, Source] = {}
         self._items: dict[
             tuple[int, bytes], dict[int, bytes]
@@ -286,6 +314,7 @@ class Journal:
         for version, body in reversed(recent):
             self._remember(version, body)
         self.disproved()
+        self._news = None  # what bears on Readings up to the cursor was used when the cursor passed it
 
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
@@ -294,15 +323,45 @@ class Journal:
             self._receipt_boot = boot
         if self._looked_through == self.through:
             return
+        told = self._timebase.changes
+        since = self._anchor_at
+        anchored: set[int] = set()
         ahead = db.execute(_CONTEXT, (self.number, self._looked_through, self.through))
-        for type, version, _, boot, uptime_ms, body in ahead:
+        for type, version, sequence, boot, uptime_ms, body in ahead:
             self._timebase.seen(boot, uptime_ms)
+            self._boots.setdefault(boot, self._anchor_at)
             if type == record.ANCHOR and version == 1:
                 with suppress(FormatError):  # quarantined when it is read in its place
                     anchor = decode_body(type, version, body)
                     assert isinstance(anchor, Anchor)
                     self._timebase.add_anchor(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
+                    self._anchor_at = sequence
+                    if sequence <= self.cursor:  # used already: a Reading after it can't be news
+                        told, since = self._timebase.changes, sequence
+                    else:
+                        anchored.add(boot)
         self._looked_through = self.through
+        if self._timebase.changes != told:
+            self._add_news(News(since, self.cursor, False))
+        for boot in anchored:
+            if not self._timebase.agrees(boot):
+                self._add_news(News(self._boots[boot], self.cursor, True))
+
+    def take_news(self) -> News | None:
+        """What has become known of times that Readings have already."""
+        news, self._news = self._news, None
+        return news
+
+    def time_again(self, identity: str, body: bytes, sequence: int, boot: int, uptime_ms: int) -> Time | None:
+        """When the value of a Frame was taken, as known now; None: no more than before, or another Sensor."""
+        frame = _frame(1, body)
+        source = self._sources.get(frame.sensor)
+        if source is None or source.identity != identity:
+            return None
+        return self.time_of(source, frame, Moment(sequence, boot, uptime_ms))
+
+    def _add_news(self, news: News) -> None:
+        self._news = news if self._news is None else self._news.joined(news)
 
     def learn(self, type: int, version: int, at: Moment, body: bytes) -> None:
         """Take a Record that is no Frame. Raises FormatError for a known type that is broken."""
@@ -380,6 +439,9 @@ class Journal:
         source = self._sources.get(clock.sensor)
         if source and (read is None or isinstance(read, Clock)):
             source.timeline.clock_read(clock.kind, at.boot, at.uptime_ms, read.date_time if read else None)
+            if source.read_at:
+                self._add_news(News(source.read_at, at.sequence, False))
+            source.read_at = at.sequence
 
     def _learn_event(self, event: Event, at: Moment) -> None:
         source = self._sources.get(event.sensor)
@@ -506,7 +568,9 @@ def _row(
 def _known(db: sqlite3.Connection, contents: set[bytes]) -> dict[bytes, Known]:
     if not contents:
         return {}
-    rows = db.execute(_KNOWN.format(",".join("?" * len(contents))), tuple(contents))
+    # Numbered, since the query has them twice.
+    numbered = ",".join([f"?{number}" for number in range(1, len(contents) + 1)])
+    rows = db.execute(_KNOWN.format(numbered), tuple(contents))
     return {content: Known(*rest) for content, *rest in rows}
 
 
@@ -534,13 +598,15 @@ def _quarantine(
     count(db, kit, "not derived", 1)
 
 
-# Journals whose cursor is behind what is stored. No Reading is older than its Kit: `created_ms` is the floor.
+# Journals whose cursor is behind what is stored; the shortest backlog first, so that what a Kit measures now
+# does not wait for what another one brings from weeks. No Reading is older than its Kit: its floor.
 _WITH_WORK = """
     select journal.journal, journal.through, journal.derived_through, journal.kit, journal.journal_id,
         kit.created_ms, assignment.episode
     from journal join kit on kit.kit = journal.kit
     left join assignment on assignment.assignment = journal.assignment
-    where journal.derived_through < journal.through"""
+    where journal.derived_through < journal.through
+    order by journal.through - journal.derived_through"""
 # The next Records of a Journal. A Record that came late moves the cursor back: those after it have theirs.
 _RECORDS = """
     select sequence, type, version, boot, uptime_ms, body from record
@@ -555,11 +621,16 @@ _RECENT_FRAMES = """
     select version, body from record
     where journal = ? and sequence <= ? and type = 1 order by sequence desc limit ?"""
 _RECEIPTS = "select boot, uptime_ms, received_ms from receipt where journal = ? and boot > ? order by boot"
-# Of each content: the Reading that stands for it, the newest one that has it and when that was taken.
+# Of each content: the Reading that stands for it, the newest one that has it and when that was taken. What
+# stands for its content has it as its key; the others are in an index of their own.
 _KNOWN = """
-    select content, min(case when key = content and repeat_of is null then reading end), max(reading),
-        max(latest_ms)
-    from reading where content in ({}) group by content"""
+    with same (content, first, reading, latest_ms) as (
+        select content, reading, reading, latest_ms from reading
+        where key in ({0}) and repeat_of is null and key = content
+        union all
+        select content, null, reading, latest_ms from reading
+        where content in ({0}) and (key <> content or repeat_of is not null))
+    select content, min(first), max(reading), max(latest_ms) from same group by content"""
 _INSERT_READING = """
     insert into reading (reading, journal, sequence, key, content, repeat_of, possible_repeat, sensor, trust,
         earliest_ms, latest_ms, quality, state, reason, barred, assignment, derived_ms)

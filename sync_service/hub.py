@@ -11,12 +11,13 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import quote, unquote
 
 import aiohttp
 import orjson
 
+from sync_service.clock import Clock, Look
 from sync_service.codes import (
     CUFF_PROFILE,
     GATEWAY_TYPE,
@@ -40,22 +41,43 @@ DIAGNOSTICS_CHARS = 300
 SEARCH_KEYS = 40
 """Identifiers per search: about 4 kB of URL, which every server and proxy takes."""
 
+WITNESS = "the Hub"
+DATE_MS = 1000
+"""Resolution of a Date header."""
+NOT_UPDATED = frozenset({404, 405, 410, 501})
+"""Of an update: the server does not update, or this one is gone. Parked, and shown."""
+
 FHIR_JSON = "application/fhir+json"
 # The one thing that says who it is in what we send, and so in what a server may quote of it.
 _PATIENT = re.compile(r"Patient/[\w.-]+")
+
+
+class Held(NamedTuple):
+    """One Observation as the Hub holds it."""
+
+    key: str  # the Hub's own id
+    version: str | None
+    resource: Json
 
 
 class Hub:
     """One Hub. Use as an async context manager; raises nothing that the Hub can cause."""
 
     def __init__(
-        self, url: str, *, token: str | None = None, connections: int = 16, answer_s: float = ANSWER_S
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        connections: int = 16,
+        answer_s: float = ANSWER_S,
+        clock: Clock | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Accept": FHIR_JSON}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connections, self._answer_s = connections, answer_s
+        self._clock = clock or Clock()
         self._session: aiohttp.ClientSession | None = None
         self._references: dict[str, str] = {}  # Kit or Sensor identity -> 'Device/7'
         # Two deliveries that meet the same new Sensor would race in the Hub's conditional create.
@@ -97,19 +119,55 @@ class Hub:
         """How many Observations the Hub holds for each of these identifier values, or why it doesn't say."""
         found: dict[str, int] = dict.fromkeys(values, 0)
         for at in range(0, len(values), SEARCH_KEYS):
-            part = values[at : at + SEARCH_KEYS]
-            condition = quote(",".join(f"{READING_ID}|{value}" for value in part), safe=":/,")
-            answer, content = await self._request(
-                "GET", f"/Observation?identifier={condition}&_count={4 * len(part)}"
-            )
-            if not answer.ok:
-                return answer
-            if not _is_bundle(content, "searchset"):
-                return _no_answer("the search did not return a searchset")
+            content = await self._search(values[at : at + SEARCH_KEYS])
+            if isinstance(content, Answer):
+                return content
             for value in _reading_ids(content):
                 if value in found:
                     found[value] += 1
         return found
+
+    async def held(self, values: Sequence[str]) -> list[Held] | Answer:
+        """The Observations with one of these (few) identifier values, or why the Hub doesn't say."""
+        content = await self._search(values)
+        if isinstance(content, Answer):
+            return content
+        try:
+            return [_held(entry["resource"]) for entry in content.get("entry", ())]
+        except (AttributeError, KeyError, TypeError):
+            return _no_answer("the searchset has entries without a resource")
+
+    async def update(self, held: Held, resource: bytes) -> Answer:
+        """Put this in the place of what the Hub holds, unless that has changed meanwhile."""
+        match = {"If-Match": f'W/"{held.version}"'} if held.version else {}
+        path = f"/Observation/{quote(held.key, safe='')}"
+        answer, _ = await self._request("PUT", path, resource, headers=match)
+        if answer.status == 412:
+            return Answer(409, "somebody else has changed it: to be looked at again")
+        # That this one can't be updated says nothing about the Hub's address.
+        return answer._replace(whole=False) if answer.status in NOT_UPDATED else answer
+
+    async def _search(self, values: Sequence[str]) -> Any:
+        """The searchset of these identifier values, or the Answer that is none."""
+        condition = quote(",".join(f"{READING_ID}|{value}" for value in values), safe=":/,")
+        path = f"/Observation?identifier={condition}&_count={4 * len(values)}"
+        answer, content = await self._request("GET", path)
+        if answer.ok and not _is_bundle(content, "searchset"):
+            return _no_answer("the search did not return a searchset")
+        return content if answer.ok else answer
+
+    async def ask_time(self) -> None:
+        """Look at the Hub's clock: any answer shows it, a refusal too."""
+        await self._request("HEAD", "/metadata")
+
+    def _look(self, response: aiohttp.ClientResponse, before_ms: int) -> None:
+        """An answer of a cache (RFC 9111: it has an Age) shows when that was filled."""
+        at = None if "Age" in response.headers else http_date(response.headers.get("Date", ""))
+        if at is None:
+            self._clock.silent(WITNESS)
+        else:
+            shown_ms = int(at.timestamp()) * 1000
+            self._clock.heard(WITNESS, Look(before_ms, self._clock.now_ms(), shown_ms, DATE_MS))
 
     async def _device(self, name: str, device: Json) -> Answer:
         async with self._making:
@@ -134,15 +192,20 @@ class Hub:
         except (IndexError, KeyError, TypeError):
             return _no_answer("the Hub holds the Device but does not say where")
 
-    async def _request(self, method: str, path: str, body: bytes | None = None) -> tuple[Answer, Any]:
+    async def _request(
+        self, method: str, path: str, body: bytes | None = None, *, headers: dict[str, str] | None = None
+    ) -> tuple[Answer, Any]:
         assert self._session, "use `async with Hub(...)`"
-        headers = {"Content-Type": FHIR_JSON} if body else None
+        if body:
+            headers = {"Content-Type": FHIR_JSON, **(headers or {})}
+        before_ms = self._clock.now_ms()
         # A redirected POST would come back as a GET: a redirect is an Answer, and means a wrong address.
         sending = self._session.request(
             method, self._url + path, data=body, headers=headers, allow_redirects=False
         )
         try:
             async with sending as response:
+                self._look(response, before_ms)
                 content = await _read(response)
                 return _whole_answer(response, content), content
         except TimeoutError:
@@ -254,13 +317,17 @@ def _retry_after_ms(text: str, now: datetime) -> int | None:
     """Seconds or an HTTP date (RFC 9110 section 10.2.3), as ms from now."""
     if text.isascii() and text.isdecimal() and len(text) < 9:
         return int(text) * 1000
+    at = http_date(text)
+    return max(0, int((at - now).total_seconds() * 1000)) if at else None
+
+
+def http_date(text: str) -> datetime | None:
+    """A date of a header (RFC 9110 section 5.6.7)."""
     try:
         at = parsedate_to_datetime(text)
     except ValueError:
         return None
-    if at.tzinfo is None:
-        at = at.replace(tzinfo=UTC)
-    return max(0, int((at - now).total_seconds() * 1000))
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _no_answer(why: str) -> Answer:
@@ -273,8 +340,18 @@ def _is_bundle(content: Any, kind: str) -> bool:
     )
 
 
+def _held(resource: Json) -> Held:
+    version = resource.get("meta", {}).get("versionId")
+    return Held(str(resource["id"]), None if version is None else str(version), resource)
+
+
 def _reading_ids(bundle: Json) -> Iterator[str]:
     for entry in bundle.get("entry", ()):
-        for identifier in entry.get("resource", {}).get("identifier", ()):
-            if identifier.get("system") == READING_ID:
-                yield identifier.get("value", "")
+        yield from values_of(entry.get("resource", {}))
+
+
+def values_of(resource: Json) -> Iterator[str]:
+    """The values of our identifiers of an Observation."""
+    for identifier in resource.get("identifier", ()):
+        if identifier.get("system") == READING_ID:
+            yield identifier.get("value", "")

@@ -16,6 +16,7 @@ from datetime import UTC, datetime, tzinfo
 from functools import partial
 
 from gateway.message import Ack, ack_topic, encode_ack
+from gateway.record import NO_OFFSET
 from sync_service.arrival import Arrival, Refusal, Said, decode
 from sync_service.batches import Kept, keep
 from sync_service.store import Store, StoreUnavailable
@@ -26,13 +27,18 @@ QUEUE_LIMIT = 512
 """Arrivals that wait for a commit, 2 MB at most. When it is full the socket is not read: the Kits feel it."""
 GROUP_LIMIT = 128
 """Arrivals in one transaction: some 6,000 Records, 30 ms. More would only make the first Ack wait."""
+QUIET_S = 0.005
+"""A Kit that has more sends it within milliseconds of its Ack."""
 PAUSE_FIRST_S = 0.1
 PAUSE_MAX_S = 5.0
 """Full jitter up to this between attempts while the Store can't write."""
 
 
 class Ingest:
-    """Stores what is offered. `send(topic, ack)` must not block; `wake` is set after each commit."""
+    """Stores what is offered. `send(topic, ack)` must not block; `wake` is set after each commit.
+
+    While `clock_sure` says no, Acks carry no time, and what is received bounds none.
+    """
 
     def __init__(
         self,
@@ -42,15 +48,17 @@ class Ingest:
         *,
         zone: tzinfo,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        clock_sure: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store, self._send, self._wake = store, send, wake
-        self._zone, self._clock_ms = zone, clock_ms
+        self._zone, self._clock_ms, self._clock_sure = zone, clock_ms, clock_sure
         self._queue: deque[Arrival | Said | Refusal] = deque()
         self._news = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._offered = 0
         self._failures = 0  # of the Store, in a row
         self.dropped = 0  # arrivals that the Store could not take
 
@@ -62,6 +70,7 @@ class Ingest:
     def offer(self, topic: str, whole: bytes) -> None:
         """Take what has come on a topic."""
         self._queue.append(decode(topic, whole, self._clock_ms()))
+        self._offered += 1
         self._news.set()
         self._idle.clear()
         if self.is_full:
@@ -74,6 +83,15 @@ class Ingest:
     async def idle(self) -> None:
         """Wait until all that was offered has been stored and acked, or dropped."""
         await self._idle.wait()
+
+    async def quiet(self) -> None:
+        """Wait until all that was offered has been stored, and nothing more comes at once."""
+        while True:
+            await self._idle.wait()
+            offered = self._offered
+            await asyncio.sleep(QUIET_S)
+            if self._offered == offered:
+                return
 
     async def run(self) -> None:
         """Store and ack until cancelled."""
@@ -90,7 +108,8 @@ class Ingest:
 
     async def _store_group(self, group: list[Arrival | Said | Refusal]) -> None:
         try:
-            kept = await self._store.write(partial(keep, arrivals=group, now_ms=self._clock_ms()))
+            now_ms, sure = self._clock_ms(), self._clock_sure()
+            kept = await self._store.write(partial(keep, arrivals=group, now_ms=now_ms, sure=sure))
         except StoreUnavailable as error:
             await self._pause(error, len(group))
             return
@@ -123,7 +142,7 @@ class Ingest:
         await asyncio.sleep(random.uniform(0, bound))
 
     def _ack(self, arrival: Arrival, kept: Kept) -> bytes:
-        now_ms = self._clock_ms()
+        now_ms = self._clock_ms() if self._clock_sure() else None
         spans = arrival.spans or [(0, 0)]
         return encode_ack(
             Ack(
@@ -134,7 +153,7 @@ class Ingest:
                 max(last for _, last in spans),
                 kept.replay_from,
                 now_ms,
-                offset_min(now_ms, self._zone),
+                NO_OFFSET if now_ms is None else offset_min(now_ms, self._zone),
             )
         )
 

@@ -6,13 +6,15 @@
     never           one Observation without a value: dataAbsentReason, no category, no LOINC code (which by
                     FHIR's own rule would make it a vital sign)
 
-Constant parts are serialised once. Values keep their precision (2.0 is not 2): they go as JSON text, never
-through a float.
+A Sensor's Observations differ in little: numbers, times, the key. So each kind is written once as JSON with
+blanks for these (a form), and a Reading only fills them in. Values keep their precision (2.0 is not 2): they
+go as JSON text, never through a float.
 """
 
+import re
 from datetime import datetime, tzinfo
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import orjson
@@ -35,7 +37,6 @@ from sync_service.codes import (
     Code,
     Measure,
     Part,
-    Unit,
 )
 
 Json = dict[str, Any]
@@ -43,8 +44,10 @@ Json = dict[str, Any]
 MMHG_PER_KPA = Decimal("7.50062")
 """DOMAIN 1.4. UK Core takes blood pressure in mm[Hg] only."""
 
-FORMS = 4096
-"""Forms kept: one for each Sensor, Journal and quality of time under delivery, 1 kB each."""
+ERROR = "entered-in-error"
+"""Status of what was said of the wrong patient."""
+FORMS = 2048
+"""Kinds kept: one for each Sensor, Journal and quality of time under delivery, 10 kB each."""
 _ROUTINE_WORDS = frozenset(
     {
         "validated data",
@@ -74,12 +77,46 @@ class About(NamedTuple):
     quality: str
     host_confirmed: bool  # P1 did not hold: a desktop's Bluetooth stack confirmed it
     possible_repeat: bool
+    amended: bool = False  # the Hub was told another time before
+
+
+class _Kind(NamedTuple):
+    """All that Readings of one form have in common."""
+
+    characteristic: int
+    trust: str
+    values: tuple[tuple[str, str, str | None], ...]  # of each its name, unit and special
+    status: tuple[str, ...]
+    user: int | None
+    patient: str
+    sensor: str
+    gateway: str
+    kit: str
+    journal: str
+    quality: str
+    host_confirmed: bool
+    possible_repeat: bool
+    amended: bool
+
+    def has_numbers(self, names: tuple[str, ...]) -> bool:
+        """Whether each of these values is there and is a number."""
+        numbers = [name for name, _, special in self.values if special is None]
+        return all(name in numbers for name in names)
+
+
+class _Form(NamedTuple):
+    """One Observation with blanks, for `%` with what `_blanks` returns."""
+
+    suffix: str  # of its identifier, after the key
+    resource: bytes
+    entry: bytes  # of a batch Bundle, with the resource
 
 
 def entries(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> dict[str, bytes]:
     """The Reading as entries of a batch Bundle, each a conditional create, by their identifier's value."""
-    found = observations(characteristic, reading, about, zone)
-    return {value: _ENTRY % (_READING_ID, value.encode(), resource) for value, resource in found.items()}
+    blanks = _blanks(reading, about, zone)
+    forms = _forms(_kind(characteristic, reading, about))
+    return {about.key + form.suffix: form.entry % blanks for form in forms}
 
 
 def observations(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> dict[str, bytes]:
@@ -88,60 +125,18 @@ def observations(characteristic: int, reading: Reading, about: About, zone: tzin
     `zone` is the home's: a FHIR time tells its UTC offset. Raises KeyError for a characteristic that is no
     measurement of a patient.
     """
-    parts = PARTS[characteristic]
-    values = {value.name: value for value in reading.values}
-    shared = _shared(reading, about, zone)
-    if reading.trust == NEVER:
-        # Its identifier is not that of a measurement: should a mended decoder find a value in these bytes
-        # after all, that one must not be taken for delivered.
-        value = about.key + "-status"
-        return {value: _resource(_failed_head(parts[0], reading, values, about), value, shared)}
-    found = {}
-    for part in parts:
-        if all(name in values and values[name].special is None for name in part.values):
-            value = f"{about.key}-{part.name}"
-            head = _head(part, reading.trust == GOOD, about.possible_repeat)
-            found[value] = _resource(head, value, shared, _marks(part, reading), _measured(part, values))
-    assert found, "a Reading that is trusted has a value"
-    return found
+    blanks = _blanks(reading, about, zone)
+    forms = _forms(_kind(characteristic, reading, about))
+    return {about.key + form.suffix: form.resource % blanks for form in forms}
 
 
-def _resource(head: bytes, identifier: str, *members: bytes) -> bytes:
-    """One Observation; each of `members` is empty or begins with its comma."""
-    return b'{%b,"identifier":[{"system":"%b","value":"%b"}]%b}' % (
-        head,
-        _READING_ID,
-        identifier.encode(),
-        b"".join(members),
-    )
-
-
-def _measured(part: Part, values: dict[str, Value]) -> bytes:
-    if not part.components:
-        return b',"valueQuantity":' + _quantity(values[part.values[0]], part.measure)
-    return b',"component":[%b]' % b",".join(
-        b'{"code":%b,"valueQuantity":%b}' % (_concept(measure, True), _quantity(values[name], measure))
-        for name, measure in zip(part.values, part.components, strict=True)
-    )
-
-
-def _failed_head(part: Part, reading: Reading, values: dict[str, Value], about: About) -> bytes:
-    test = not _TEST_WORDS.isdisjoint(reading.status)
-    reason = {"coding": [{"system": ABSENT_REASONS, "code": _absent_reason(part, reading, values)}]}
-    return _members(
-        {
-            "resourceType": "Observation",
-            **_meta("", about.possible_repeat, test),
-            "status": "final",
-            "code": orjson.Fragment(_concept(part.measure, False)),
-            "dataAbsentReason": reason,
-        }
-    )
-
-
-def _shared(reading: Reading, about: About, zone: tzinfo) -> bytes:
-    """The members that all Observations of a Reading have in common."""
-    form = _form(
+def _kind(characteristic: int, reading: Reading, about: About) -> _Kind:
+    return _Kind(
+        characteristic,
+        reading.trust,
+        tuple([(value.name, value.unit, value.special) for value in reading.values]),
+        reading.status,
+        reading.user,
         about.patient,
         about.sensor,
         about.gateway,
@@ -149,59 +144,60 @@ def _shared(reading: Reading, about: About, zone: tzinfo) -> bytes:
         about.journal,
         about.quality,
         about.host_confirmed,
+        about.possible_repeat,
+        about.amended,
     )
-    bound_ms = (about.latest_ms - about.earliest_ms + 1) // 2
+
+
+def identifiers(characteristic: int, key: str) -> list[str]:
+    """The values of every identifier that a Reading with this key may have at the Hub."""
+    return [key + _STATUS] + [f"{key}-{part.name}" for part in PARTS[characteristic]]
+
+
+def with_id(resource: bytes, key: str) -> bytes:
+    """An Observation of ours as the update of Observation/`key`."""
+    return b'{"id":"%b",%b' % (key.encode(), resource[1:])
+
+
+def retracted(held: Json) -> bytes:
+    """An Observation that the Hub holds as one entered in error, and its identifier given up.
+
+    So the same Reading can be created for the right patient, under the identifier that it always had. It
+    claims no profile any more: those of UK Core want it final.
+    """
+    meta = {name: value for name, value in held.get("meta", {}).items() if name in ("tag", "security")}
+    identifier = [
+        {**one, "value": f"{one['value']}-retracted-{held['id']}"} if one.get("system") == READING_ID else one
+        for one in held["identifier"]
+    ]
+    return orjson.dumps({**held, "meta": meta, "status": ERROR, "identifier": identifier})
+
+
+# --- What is filled in --------------------------------------------------------------------------------------
+
+
+def _blanks(reading: Reading, about: About, zone: tzinfo) -> dict[bytes, bytes]:
+    """Of each blank that a form may have its JSON text."""
+    earliest_ms, latest_ms = about.earliest_ms, about.latest_ms
+    blanks = {
+        b"key": about.key.encode(),
+        b"sequence": b"%d" % about.sequence,
+        b"bound_ms": b"%d" % ((latest_ms - earliest_ms + 1) // 2),
+    }
     if about.quality == "bracketed":
-        start, end = _instant(about.earliest_ms, zone), _instant(about.latest_ms, zone)
-        shared = form % (start, end, bound_ms, about.sequence)
+        blanks[b"start"], blanks[b"end"] = _instant(earliest_ms, zone), _instant(latest_ms, zone)
     else:
-        shared = form % (_instant((about.earliest_ms + about.latest_ms) // 2, zone), bound_ms, about.sequence)
-    if notes := _notes(reading, about):
-        shared += b"," + _members({"note": [{"text": text} for text in notes]})
-    return shared
+        blanks[b"instant"] = _instant((earliest_ms + latest_ms) // 2, zone)
+    for value in reading.values:
+        if value.special is None:
+            blanks[value.name.encode()] = _number(value)
+            if value.unit == KPA:
+                blanks[value.name.encode() + b"_kpa"] = str(text(value)).encode()
+    return blanks
 
 
-def _notes(reading: Reading, about: About) -> list[str]:
-    """What a clinician has to see beside the value."""
-    notes = []
-    if said := [word for word in reading.status if word not in _ROUTINE_WORDS]:
-        notes.append(f"The Sensor reported: {', '.join(said)}.")
-    if reading.user is not None:
-        notes.append(f"Measured in user slot {reading.user} of the Sensor.")
-    if about.possible_repeat:
-        notes.append(
-            "Possible repeat: the same value came before, and the Sensor gave no time to tell them apart."
-        )
-    if reading.values[0].unit == KPA and reading.trust != NEVER:
-        kpa = [f"{value.name} {text(value)}" for value in reading.values if _in_kpa(value)]
-        notes.append(f"Measured in kPa: {', '.join(kpa)}.")
-    return notes
-
-
-def _marks(part: Part, reading: Reading) -> bytes:
-    """The interpretations."""
-    marks = []
-    # An irregular pulse is a finding about the patient, not a fault of the measurement (DOMAIN 1.4).
-    if "irregular pulse" in reading.status and part.name in ("bp", "hr"):
-        marks.append({"coding": [_coding(IRREGULAR_PULSE)], "text": "Irregular pulse"})
-    if reading.trust != GOOD:
-        code = next((code for word, code in _MARKS.items() if word in reading.status), "questionable")
-        coding = {"system": MEASUREMENT_STATUS, "code": code}
-        marks.append({"coding": [coding], "text": code.replace("-", " ")})
-    return b"," + _members({"interpretation": marks}) if marks else b""
-
-
-def _absent_reason(part: Part, reading: Reading, values: dict[str, Value]) -> str:
-    if not _NOT_PERFORMED.isdisjoint(reading.status):
-        return "not-performed"
-    specials = (values[name].special for name in part.values if name in values)
-    return next((ABSENT.get(special, "error") for special in specials if special), "error")
-
-
-def _quantity(value: Value, measure: Measure) -> bytes:
-    assert measure.unit and value.special is None, "a special value has no number"
-    number = _mmhg(value) if value.unit == KPA else str(text(value))
-    return b'{"value":%b,%b}' % (number.encode(), _unit(measure.unit))
+def _number(value: Value) -> bytes:
+    return (_mmhg(value) if value.unit == KPA else str(text(value))).encode()
 
 
 def _mmhg(value: Value) -> str:
@@ -210,95 +206,183 @@ def _mmhg(value: Value) -> str:
     return format(exact.quantize(Decimal(1).scaleb(min(0, value.exponent + 1)), ROUND_HALF_UP), "f")
 
 
-def _in_kpa(value: Value) -> bool:
-    return value.unit == KPA and value.special is None
-
-
 def _instant(ms: int, zone: tzinfo) -> bytes:
     return datetime.fromtimestamp(ms / 1000, zone).isoformat(timespec="milliseconds").encode()
 
 
-# --- Constant parts, serialised once -----------------------------------------------------------------------
+# --- Forms --------------------------------------------------------------------------------------------------
 
-
-@cache
-def _head(part: Part, good: bool, possible_repeat: bool) -> bytes:
-    """The first members of a measured Observation."""
-    return _members(
-        {
-            "resourceType": "Observation",
-            **_meta(part.measure.profile if good else "", possible_repeat, False),
-            "status": "final" if good else "preliminary",
-            "category": _VITAL_SIGNS,
-            "code": orjson.Fragment(_concept(part.measure, True)),
-        }
-    )
+_STATUS = "-status"
+_BLANK = re.compile(rb"\0(\w+)\0")
+"""Between NULs. Nothing else brings one into the JSON: inside a string it is escaped."""
 
 
 @lru_cache(FORMS)
-def _form(
-    patient: str, sensor: str, gateway: str, kit: str, journal: str, quality: str, host_confirmed: bool
-) -> bytes:
-    """A form for `%` with blanks for the time (a period has two), half its bound in ms, and the sequence."""
-    instant, number = orjson.Fragment(b'"\0b"'), orjson.Fragment(b"\0d")
-    period = {"effectivePeriod": {"start": instant, "end": instant}}
-    bound = {"value": number, "unit": "ms", "system": UCUM, "code": "ms"}
-    provenance = [
-        {"url": "kit", "valueString": kit},
-        {"url": "journal", "valueString": journal},
-        {"url": "sequence", "valueUnsignedInt": number},
-        {"url": "host-confirmed", "valueBoolean": host_confirmed},
-    ]
-    form = {
-        "subject": {"reference": patient},
-        "device": {"reference": sensor},
-        **(period if quality == "bracketed" else {"effectiveDateTime": instant}),
-        "extension": [
-            {"url": GATEWAY_DEVICE, "valueReference": {"reference": gateway}},
-            {
-                "url": READING_TIME,
-                "extension": [
-                    {"url": "quality", "valueCode": quality},
-                    {"url": "bound", "valueQuantity": bound},
-                ],
-            },
-            {"url": READING_PROVENANCE, "extension": provenance if host_confirmed else provenance[:3]},
-        ],
+def _forms(kind: _Kind) -> list[_Form]:
+    """The Observations of a kind, at least one. Raises KeyError for what is no measurement of a patient."""
+    parts = PARTS[kind.characteristic]
+    if kind.trust == NEVER:
+        # Its identifier is not that of a measurement: should a mended decoder find a value in these bytes
+        # after all, that one must not be taken for delivered.
+        return [_form(_STATUS, _failed(parts[0], kind), kind)]
+    shown = [part for part in parts if kind.has_numbers(part.values)]
+    assert shown, "a Reading that is trusted has a value"
+    return [_form("-" + part.name, _measured(part, kind), kind) for part in shown]
+
+
+def _form(suffix: str, own: Json, kind: _Kind) -> _Form:
+    resource = {
+        "resourceType": "Observation",
+        "identifier": [{"system": READING_ID, "value": _string(f"\0key\0{suffix}")}],
+        **own,
+        **_shared(kind),
     }
-    return b"," + _members(form).replace(b"%", b"%%").replace(b"\0", b"%")
+    condition = _string(f"identifier={READING_ID}|\0key\0{suffix}")
+    request = {"method": "POST", "url": "Observation", "ifNoneExist": condition}
+    return _Form(suffix, _compiled(resource), _compiled({"request": request, "resource": resource}))
 
 
-def _meta(profile: str, possible_repeat: bool, test: bool) -> Json:
+def _compiled(resource: Json) -> bytes:
+    """The JSON as a template for `%`."""
+    return _BLANK.sub(rb"%(\1)b", orjson.dumps(resource).replace(b"%", b"%%"))
+
+
+def _blank(name: str) -> orjson.Fragment:
+    """A number to be filled in."""
+    return orjson.Fragment(f"\0{name}\0")
+
+
+def _string(text: str) -> orjson.Fragment:
+    """A string with blanks, otherwise plain."""
+    return orjson.Fragment(f'"{text}"')
+
+
+def _measured(part: Part, kind: _Kind) -> Json:
+    """What only one part has, with its value. UK Core has no room for what is amended either."""
+    good = kind.trust == GOOD
+    return {
+        **_meta(part.measure.profile if good and not kind.amended else "", kind, test=False),
+        "status": _final(kind) if good else "preliminary",
+        "category": _VITAL_SIGNS,
+        "code": _concept(part.measure, vital=True),
+        **_marks(part, kind),
+        **_value(part),
+    }
+
+
+def _final(kind: _Kind) -> str:
+    return "amended" if kind.amended else "final"
+
+
+def _value(part: Part) -> Json:
+    if not part.components:
+        return {"valueQuantity": _quantity(part.values[0], part.measure)}
+    components = [
+        {"code": _concept(measure, vital=True), "valueQuantity": _quantity(name, measure)}
+        for name, measure in zip(part.values, part.components, strict=True)
+    ]
+    return {"component": components}
+
+
+def _failed(part: Part, kind: _Kind) -> Json:
+    """What stands where there is no measurement."""
+    reason = {"system": ABSENT_REASONS, "code": _absent_reason(part, kind)}
+    return {
+        **_meta("", kind, test=not _TEST_WORDS.isdisjoint(kind.status)),
+        "status": _final(kind),
+        "code": _concept(part.measure, vital=False),
+        "dataAbsentReason": {"coding": [reason]},
+    }
+
+
+def _absent_reason(part: Part, kind: _Kind) -> str:
+    if not _NOT_PERFORMED.isdisjoint(kind.status):
+        return "not-performed"
+    specials = {name: special for name, _, special in kind.values}
+    found = [special for name in part.values if (special := specials.get(name))]
+    return ABSENT.get(found[0], "error") if found else "error"
+
+
+def _shared(kind: _Kind) -> Json:
+    """The members that all Observations of a Reading have in common."""
+    period = {"effectivePeriod": {"start": _string("\0start\0"), "end": _string("\0end\0")}}
+    moment = {"effectiveDateTime": _string("\0instant\0")}
+    bound = {"value": _blank("bound_ms"), "unit": "ms", "system": UCUM, "code": "ms"}
+    time = [{"url": "quality", "valueCode": kind.quality}, {"url": "bound", "valueQuantity": bound}]
+    provenance = [
+        {"url": "kit", "valueString": kind.kit},
+        {"url": "journal", "valueString": kind.journal},
+        {"url": "sequence", "valueUnsignedInt": _blank("sequence")},
+    ]
+    if kind.host_confirmed:
+        provenance.append({"url": "host-confirmed", "valueBoolean": True})
+    notes = _notes(kind)
+    return {
+        "subject": {"reference": kind.patient},
+        "device": {"reference": kind.sensor},
+        **(period if kind.quality == "bracketed" else moment),
+        "extension": [
+            {"url": GATEWAY_DEVICE, "valueReference": {"reference": kind.gateway}},
+            {"url": READING_TIME, "extension": time},
+            {"url": READING_PROVENANCE, "extension": provenance},
+        ],
+        **({"note": [{"text": note} for note in notes]} if notes else {}),
+    }
+
+
+def _notes(kind: _Kind) -> list[str | orjson.Fragment]:
+    """What a clinician has to see beside the value."""
+    notes: list[str | orjson.Fragment] = []
+    if said := [word for word in kind.status if word not in _ROUTINE_WORDS]:
+        notes.append(f"The Sensor reported: {', '.join(said)}.")
+    if kind.user is not None:
+        notes.append(f"Measured in user slot {kind.user} of the Sensor.")
+    if kind.possible_repeat:
+        notes.append(
+            "Possible repeat: the same value came before, and the Sensor gave no time to tell them apart."
+        )
+    kpa = [f"{name} \0{name}_kpa\0" for name, unit, special in kind.values if unit == KPA and special is None]
+    if kpa and kind.trust != NEVER:
+        notes.append(_string(f"Measured in kPa: {', '.join(kpa)}."))
+    return notes
+
+
+def _marks(part: Part, kind: _Kind) -> Json:
+    """The interpretations."""
+    marks = []
+    # An irregular pulse is a finding about the patient, not a fault of the measurement (DOMAIN 1.4).
+    if "irregular pulse" in kind.status and part.name in ("bp", "hr"):
+        marks.append({"coding": [_coding(IRREGULAR_PULSE)], "text": "Irregular pulse"})
+    if kind.trust != GOOD:
+        code = next((code for word, code in _MARKS.items() if word in kind.status), "questionable")
+        coding = {"system": MEASUREMENT_STATUS, "code": code}
+        marks.append({"coding": [coding], "text": code.replace("-", " ")})
+    return {"interpretation": marks} if marks else {}
+
+
+def _meta(profile: str, kind: _Kind, *, test: bool) -> Json:
     meta: Json = {"profile": [profile]} if profile else {}
-    if possible_repeat:
+    if kind.possible_repeat:
         meta["tag"] = [{"system": TAGS, "code": "possible-repeat", "display": "Possible repeat"}]
     if test:
         meta["security"] = [{"system": ACT_REASONS, "code": "HTEST", "display": "test health data"}]
     return {"meta": meta} if meta else {}
 
 
-@cache
-def _concept(measure: Measure, vital: bool) -> bytes:
+def _concept(measure: Measure, *, vital: bool) -> Json:
     codes = (measure.loinc, measure.snomed, measure.mdc) if vital else (measure.snomed, measure.mdc)
-    return orjson.dumps({"coding": [_coding(code) for code in codes], "text": measure.text})
+    return {"coding": [_coding(code) for code in codes], "text": measure.text}
 
 
-@cache
-def _unit(unit: Unit) -> bytes:
-    return _members({"unit": unit.name, "system": UCUM, "code": unit.code})
+def _quantity(name: str, measure: Measure) -> Json:
+    assert measure.unit, "a panel has no number of its own"
+    return {"value": _blank(name), "unit": measure.unit.name, "system": UCUM, "code": measure.unit.code}
 
 
 def _coding(code: Code) -> Json:
     return {"system": code.system, "code": code.code, "display": code.display}
 
 
-def _members(resource: Json) -> bytes:
-    """The JSON of an object without its braces, to be joined with more."""
-    return orjson.dumps(resource)[1:-1]
-
-
-_READING_ID = READING_ID.encode()
-_ENTRY = b'{"request":{"method":"POST","url":"Observation","ifNoneExist":"identifier=%b|%b"},"resource":%b}'
 _VITAL_SIGNS = [
     {
         "coding": [{"system": CATEGORIES, "code": "vital-signs", "display": "Vital Signs"}],

@@ -24,8 +24,10 @@ from typing import NamedTuple
 from gateway.reading import Reading
 from gateway.record import FRAME, HOST_CONFIRMED, Frame, decode_body
 from gateway.sensors import decode
+from sync_service.amend import AMEND, CREATE, RETRACT, amend, retract
 from sync_service.hub import Hub
-from sync_service.observation import About, entries
+from sync_service.observation import About, entries, identifiers, observations
+from sync_service.redate import ROUNDING_MS
 from sync_service.retry import (
     CONFIGURATION,
     Answer,
@@ -57,6 +59,7 @@ class Row(NamedTuple):
     """A claimed row with all that its Observations need."""
 
     reading: int
+    kind: str  # create, amend, retract
     attempts: int
     key: bytes
     possible_repeat: int
@@ -159,7 +162,8 @@ class Outbox:
         """One attempt for each row."""
         answered: list[tuple[Row, Answer]] = []
         deliveries: list[Delivery] = []
-        for row, devices in zip(rows, await self._make_devices(rows), strict=True):
+        creates = [row for row in rows if row.kind == CREATE]
+        for row, devices in zip(creates, await self._make_devices(creates), strict=True):
             ready = devices if isinstance(devices, Answer) else self._prepare(patient, row, devices)
             if isinstance(ready, Delivery):
                 deliveries.append(ready)
@@ -168,7 +172,33 @@ class Outbox:
         if self._races:
             deliveries, found = await self._search(deliveries)
             answered += found
-        return answered + await self._send(deliveries)
+        answered += await self._send(deliveries)
+        return answered + await self._correct(patient, [row for row in rows if row.kind != CREATE])
+
+    async def _correct(self, patient: str, rows: list[Row]) -> list[tuple[Row, Answer]]:
+        """Amend or retract, one after the other: there are few."""
+        answered: list[tuple[Row, Answer]] = []
+        for at, row in enumerate(rows):
+            answer = await (self._retract if row.kind == RETRACT else self._amend)(patient, row)
+            if answer.whole and is_transient(answer):
+                return answered + [(left, answer) for left in rows[at:]]  # the Hub is away
+            answered.append((row, answer))
+        return answered
+
+    async def _retract(self, patient: str, row: Row) -> Answer:
+        values = identifiers(_frame(row).characteristic, row.key.hex())
+        return await retract(self._hub, values, patient)
+
+    async def _amend(self, patient: str, row: Row) -> Answer:
+        (devices,) = await self._make_devices([row])
+        if isinstance(devices, Answer):
+            return devices
+        ready = self._prepare(patient, row, devices)
+        if isinstance(ready, Answer):
+            return ready
+        characteristic, reading, about = _mapped(row, patient, devices)
+        wanted = observations(characteristic, reading, about._replace(amended=True), self._zone)
+        return await amend(self._hub, wanted, ready.entries, patient)
 
     async def _make_devices(self, rows: list[Row]) -> list[Devices | Answer]:
         """Each row's Gateway and Sensor at the Hub, made if need be; or the answer that stands in the way."""
@@ -189,7 +219,7 @@ class Outbox:
 
     def _prepare(self, patient: str, row: Row, devices: Devices) -> Delivery | Answer:
         try:
-            return Delivery(row, _entries(row, patient, devices, self._zone))
+            return Delivery(row, entries(*_mapped(row, patient, devices), self._zone))
         except Exception as error:  # a fault of our mapping: this row alone is parked, the others go on
             log.error("Reading %d can't be mapped: %s", row.reading, type(error).__name__)
             return Answer(UNMAPPED, f"this release can't map it: {type(error).__name__}")
@@ -234,11 +264,11 @@ class Outbox:
         elif was_open and not self.breaker.is_open:
             log.warning("the Hub answers again")
 
-    def _decide(self, answered: list[tuple[Row, Answer]]) -> list[tuple[int, Decision]]:
+    def _decide(self, answered: list[tuple[Row, Answer]]) -> list[tuple[Row, Decision]]:
         # One draw for all: what failed together comes back as one Bundle, not as fifty.
         draw, now_ms = self._random(), self._clock_ms()
         return [
-            (row.reading, decide(answer, attempts=row.attempts, now_ms=now_ms, random=lambda: draw))
+            (row, decide(answer, attempts=row.attempts, now_ms=now_ms, random=lambda: draw))
             for row, answer in answered
         ]
 
@@ -259,7 +289,7 @@ _WAITING = """
 
 # One patient's due rows with all that their Observations need.
 _CLAIM = """
-    select reading, outbox.attempts, reading.key, reading.possible_repeat, reading.sensor,
+    select reading, outbox.kind, outbox.attempts, reading.key, reading.possible_repeat, reading.sensor,
         reading.earliest_ms, reading.latest_ms, reading.quality, reading.sequence, record.body, journal.kit,
         journal.journal_id
     from outbox
@@ -291,37 +321,60 @@ def _newest(db: sqlite3.Connection) -> int:
     return int(reading)
 
 
-# A row that has been withdrawn (its Assignment was ended) while it was under way is not there any more.
+# A row that has another kind than what was attempted has been taken back while it was under way.
 _DONE = """
     update outbox set state = 'done', attempts = attempts + 1, answer = ?, done_ms = ?
-    where reading = ? and state = 'queued'"""
-_RETRY = (
-    "update outbox set attempts = attempts + 1, answer = ?, due_ms = ? where reading = ? and state = 'queued'"
-)
+    where reading = ? and state = 'queued' and kind = ?"""
+_RETRY = """
+    update outbox set attempts = attempts + 1, answer = ?, due_ms = ?
+    where reading = ? and state = 'queued' and kind = ?"""
 _PARK = """
     update outbox set state = 'parked', attempts = attempts + 1, answer = ?
-    where reading = ? and state = 'queued'"""
+    where reading = ? and state = 'queued' and kind = ?"""
+# The Reading was dated again while it was under way, and what was sent does not hold.
+_AMEND = f"""
+    update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?
+    where reading = ? and state = 'done' and exists (
+        select 1 from reading where reading.reading = outbox.reading
+            and (earliest_ms < ? - {ROUNDING_MS} or latest_ms > ? + {ROUNDING_MS}))"""
+# Retracted: now it can go to whom it belongs to, if that is known.
+_RELEASE = f"""
+    update outbox set kind = '{CREATE}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
+        done_ms = null, patient = (
+            select assignment.patient from reading join assignment using (assignment)
+            where reading.reading = outbox.reading)
+    where reading = ? and kind = '{RETRACT}' and state = 'done' and exists (
+        select 1 from reading where reading.reading = outbox.reading and state = 'queued')"""
+_END = f"delete from outbox where reading = ? and kind = '{RETRACT}' and state = 'done'"
 
 
 def settle(
     db: sqlite3.Connection,
     *,
-    decisions: Sequence[tuple[int, Decision]],
+    decisions: Sequence[tuple[Row, Decision]],
     failure: Answer | None = None,
     now_ms: int,
 ) -> None:
-    """Write what comes after the attempts of one Bundle, each `(reading, decision)`.
+    """Write what comes after the attempts of one Bundle, each `(row, decision)`.
 
     `failure` is of the request as a whole: counted apart, since it says something about the Hub.
     """
-    done = [(one.answer, now_ms, reading) for reading, one in decisions if isinstance(one, Done)]
-    retry = [(one.answer, one.due_ms, reading) for reading, one in decisions if isinstance(one, RetryAt)]
-    parked = [(one.answer, reading) for reading, one in decisions if isinstance(one, Parked)]
+    rows = [row for row, one in decisions if isinstance(one, Done)]
+    done = [(one.answer, now_ms, *_named(row)) for row, one in decisions if isinstance(one, Done)]
+    retry = [(one.answer, one.due_ms, *_named(row)) for row, one in decisions if isinstance(one, RetryAt)]
+    parked = [(one.answer, *_named(row)) for row, one in decisions if isinstance(one, Parked)]
     gone = len(done) - db.executemany(_DONE, done).rowcount if done else 0
     db.executemany(_RETRY, retry)
     db.executemany(_PARK, parked)
+    sent = [row for row in rows if row.kind != RETRACT]
+    db.executemany(_AMEND, [(now_ms, row.reading, row.earliest_ms, row.latest_ms) for row in sent])
+    retracted = [row.reading for row in rows if row.kind == RETRACT]
+    db.executemany(_RELEASE, [(now_ms, reading) for reading in retracted])
+    db.executemany(_END, [(reading,) for reading in retracted])
     for name, n in (
-        ("delivered", len(done)),
+        ("delivered", sum(row.kind == CREATE for row in rows)),
+        ("amended", sum(row.kind == AMEND for row in rows)),
+        ("retracted", len(retracted)),
         ("delivery retried", len(retry)),
         ("delivery parked", len(parked)),
     ):
@@ -330,8 +383,12 @@ def settle(
     if failure:
         count(db, "", "hub refuses us" if failure.status in CONFIGURATION else "hub failed")
     if gone:
-        # The Hub has Readings that were taken back meanwhile: somebody has to look.
+        # The Hub has Readings that were taken back meanwhile: their rows retract them now.
         count(db, "", "delivered after withdrawal", gone)
+
+
+def _named(row: Row) -> tuple[int, str]:
+    return row.reading, row.kind
 
 
 _REPLAY = """
@@ -355,7 +412,8 @@ def _frame(row: Row) -> Frame:
     return frame
 
 
-def _entries(row: Row, patient: str, devices: Devices, zone: tzinfo) -> dict[str, bytes]:
+def _mapped(row: Row, patient: str, devices: Devices) -> tuple[int, Reading, About]:
+    """The characteristic, the Reading, and what it does not know itself."""
     frame = _frame(row)
     reading = decode(frame.characteristic, frame.value)
     assert isinstance(reading, Reading)
@@ -373,4 +431,4 @@ def _entries(row: Row, patient: str, devices: Devices, zone: tzinfo) -> dict[str
         host_confirmed=bool(frame.flags & HOST_CONFIRMED),
         possible_repeat=bool(row.possible_repeat),
     )
-    return entries(frame.characteristic, reading, about, zone)
+    return frame.characteristic, reading, about

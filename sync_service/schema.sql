@@ -107,13 +107,15 @@ create table if not exists reading (
     unique (journal, sequence)
 );
 create unique index if not exists reading_key on reading (key) where repeat_of is null;
-create index if not exists reading_content on reading (content);
+-- By content: what has its content as its key is found by that. Most are: this index stays small.
+create index if not exists reading_apart on reading (content) where key <> content or repeat_of is not null;
 create index if not exists reading_held on reading (state) where state = 'held';
 
 -- What still has to reach the Hub. Written in the transaction of its Reading; the row stays when it is done.
 create table if not exists outbox (
     reading     integer primary key references reading,
-    patient     text not null,
+    patient     text not null,              -- whose record it goes into; retract: out of
+    kind        text not null default 'create',     -- create, amend, retract (redate.py)
     state       text not null,              -- queued, done, parked
     attempts    integer not null default 0,
     due_ms      integer not null,

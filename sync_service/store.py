@@ -267,6 +267,12 @@ _COUNT = "insert into counter values (?, ?, ?) on conflict do update set n = n +
 _AUDIT = "insert into audit (at_ms, who, action, detail) values (?, ?, ?, ?)"
 
 
+def utc_ms(db: sqlite3.Connection) -> int:
+    """What the database's own clock shows."""
+    (days,) = db.execute("select julianday('now') - 2440587.5").fetchone()
+    return int(days * 86_400_000)
+
+
 def count(db: sqlite3.Connection, kit: str, name: str, n: int = 1) -> None:
     """Add to a counter of the Kit, or of the service itself (kit '')."""
     db.execute(_COUNT, (kit, name, n))

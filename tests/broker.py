@@ -40,6 +40,16 @@ class Broker:
             self._process.wait(START_S)
             self._process = None
 
+    def hang(self) -> None:
+        """Let it answer nothing more, and reset nothing, until it wakes."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Go on where it hung."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def reload(self) -> None:
         """Make it read its ACL and the revoked certificates again."""
         assert self._process is not None

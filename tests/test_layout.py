@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 CORE_ORDER = [
     "port", "limits", "errors", "record", "message", "reading", "sensors", "timebase", "block", "journal",
-    "sensor_session", "uplink", "update", "network", "status", "gateway",
+    "sensor_session", "peek", "uplink", "stream", "update", "network", "status", "gateway",
 ]
 # fmt: on
 # What MicroPython has, and what the core may know of the world. `typing` is for checkers alone.

@@ -4,6 +4,7 @@ kit = "HW-0001"
 journal = "journal.flash"          # made when it is not there; paths are relative to this file
 journal_kib = 1024
 sensors = "sensors.json"
+stream_s = 60                      # of continuous oximetry, keep one value in so many seconds
 
 [broker]
 host = "127.0.0.1"
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.errors import HomewardError
-from gateway.limits import BLOCK_BYTES, RESERVE_BLOCKS
+from gateway.limits import BLOCK_BYTES, RESERVE_BLOCKS, STREAM_WINDOW_MAX_MS, STREAM_WINDOW_MS
 
 _KIT = re.compile(r"[A-Z0-9][A-Z0-9-]{1,15}")
 _MIN_BLOCKS = RESERVE_BLOCKS + 2
@@ -44,6 +45,7 @@ class Config:
     certificate: Path
     key: Path
     journal_kib: int = 1024
+    stream_s: int = STREAM_WINDOW_MS // 1000
 
 
 def load(path: Path) -> Config:
@@ -62,6 +64,7 @@ def _check(table: dict[str, Any], folder: Path) -> Config:
         journal=folder / _take(table, "journal", str),
         journal_kib=_take(table, "journal_kib", int, 1024),
         sensors=folder / _take(table, "sensors", str),
+        stream_s=_take(table, "stream_s", int, STREAM_WINDOW_MS // 1000),
         host=_take(broker, "host", str),
         port=_take(broker, "port", int, 8883),
         ca=folder / _take(broker, "ca", str),
@@ -93,6 +96,10 @@ def _check_values(config: Config) -> None:
         raise ConfigError("host is empty")
     if not 0 < config.port < 65536:
         raise ConfigError(f"port must be between 1 and 65535, not {config.port}")
+    if not 0 < config.stream_s <= STREAM_WINDOW_MAX_MS // 1000:
+        raise ConfigError(
+            f"stream_s must be between 1 and {STREAM_WINDOW_MAX_MS // 1000}, not {config.stream_s}"
+        )
     least = _MIN_BLOCKS * BLOCK_BYTES // 1024
     if not least <= config.journal_kib <= _MAX_JOURNAL_KIB or config.journal_kib % (BLOCK_BYTES // 1024):
         raise ConfigError(

@@ -128,6 +128,8 @@ class Link:
         while True:
             self._news.clear()
             now_ms = self._clock.now_ms()
+            if self._gateway.uplink.is_stuck(now_ms):
+                raise aiomqtt.MqttError("no Ack has come for long")
             batch = self._gateway.uplink.next_batch(now_ms)
             if batch is not None:
                 await client.publish(topic, bytes(batch))

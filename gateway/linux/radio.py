@@ -264,10 +264,11 @@ class _Visit:
 
         def on_value(_: BleakGATTCharacteristic, value: bytearray) -> None:
             now_ms = self._clock.now_ms()
+            hi, lo = now_ms >> 24, now_ms & 0xFFFFFF
+            if flag == NOTIFIED and self._gateway.thins(sensor, uuid, bytes(value), hi, lo):
+                return
             if uuid != RECORD_ACCESS_CONTROL_POINT:
-                self._gateway.received(
-                    sensor, uuid, bytes(value), session.frame_flags(flag), now_ms >> 24, now_ms & 0xFFFFFF
-                )
+                self._gateway.received(sensor, uuid, bytes(value), session.frame_flags(flag), hi, lo)
                 self._values += 1
             session.value_received(uuid, bytes(value), now_ms)
             self._news.set()

@@ -108,7 +108,13 @@ def _open(config: Config, ack_wait_ms: int) -> tuple[FileFlash, Gateway]:
         bonds = BondsFile(config.sensors)
         uplink = Uplink(journal, lambda: os.urandom(NONCE_BYTES), ack_wait_ms=ack_wait_ms)
         return flash, Gateway(
-            config.kit, _release(), journal=journal, uplink=uplink, bonds=bonds, frame_flags=HOST_CONFIRMED
+            config.kit,
+            _release(),
+            journal=journal,
+            uplink=uplink,
+            bonds=bonds,
+            frame_flags=HOST_CONFIRMED,
+            stream_window_ms=config.stream_s * 1000,
         )
     except JournalError as error:
         flash.close()

@@ -43,6 +43,9 @@ _AMPLITUDE = const(0x10)
 _RESERVED_FLAGS = const(0xE0)
 
 _MOST_SPO2 = const(100)
+_MOST_BY_EXPONENT = (100, 10, 1, 0, 0, 0, 0, 0, 2047, 2047, 2047, 2047, 2047, 2047, 2047, 1000)
+"""Mantissa of the greatest SpO2 by the SFLOAT's exponent, two's complement. All specials are above."""
+_MALFORMED = const(-1)
 
 # Measurement Status, section 3.1.1.4.
 _FROM_STORAGE = const(0x0200)
@@ -162,6 +165,30 @@ def decode_features(value: "bytes | memoryview") -> Feature:
     if has_sensor:
         sensor = words(_u24(value, at), _DEVICE_AND_SENSOR_STATUS)
     return Feature("plx_features", words(bits, _FEATURES) + remarks(0, len(value) > needed), status, sensor)
+
+
+def stream_class(value: "bytes | memoryview") -> int:
+    """Class of a 0x2A5F value: the bits that its trust depends on, and whether SpO2 is a number.
+
+    Two values of one class may differ in their numbers, and in bits that say nothing about worth. Malformed
+    values are one class. Does not allocate: the result has 25 bits, and nothing is raised.
+    """
+    length = len(value)
+    if length < 5:
+        return _MALFORMED
+    flags = value[0]
+    at = 5 + (flags & _FAST and 4) + (flags & _SLOW and 4)
+    needed = at + (flags & _STATUS and 2) + (flags & _SENSOR_STATUS and 3) + (flags & _AMPLITUDE and 2)
+    if length < needed:
+        return _MALFORMED
+    spo2 = value[1] | value[2] << 8
+    found = 0 if 0 < spo2 & 0xFFF <= _MOST_BY_EXPONENT[spo2 >> 12] else 1
+    if flags & _STATUS:
+        found |= (value[at + 1] >> 2) << 3 | (value[at] >> 5 & 3) << 1
+        at += 2
+    if flags & _SENSOR_STATUS:
+        found |= (value[at] & 0xFE | value[at + 1] << 8) << 9
+    return found
 
 
 def _pair(value: "bytes | memoryview", at: int, spo2: str, pulse_rate: str) -> "tuple[Value, ...]":

@@ -193,6 +193,7 @@ def identity(config: Config, *, network: str = "home", password: str = "correct 
         "key": _der(config.key),
         "wipe": 1,
         "pair_s": PAIRING_S,
+        "stream_s": config.stream_s,
         "utc_s": int(time.time()) - _FROM_1970_TO_2000_S,
     }
 

@@ -5,9 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode
+from hw.station import StationError, decode, flash, image, journal
 
-COMMANDS = (decode,)
+COMMANDS = (decode, flash, image, journal)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except StationError as problem:
         print(f"homeward-station: {problem}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as missing:
+        print(
+            f"homeward-station: {missing.name} is not here: pip install 'homeward[station]'", file=sys.stderr
+        )
         return 1
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

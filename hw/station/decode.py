@@ -93,7 +93,7 @@ def table(meaning: dict[str, Any]) -> str:
     rows = [("characteristic", f"{meaning['characteristic']} {meaning['name']}")]
     if "trust" in meaning:
         rows.append(("trust", _trust_line(meaning)))
-    rows += [(value["name"].replace("_", " "), _value_line(value)) for value in meaning.get("values", ())]
+    rows += [(value["name"].replace("_", " "), value_line(value)) for value in meaning.get("values", ())]
     for key, said in meaning.items():
         if key not in ("characteristic", "name", "kind", "trust", "failed", "values") and said is not None:
             rows.append((key.replace("_", " "), _said(said)))
@@ -185,7 +185,7 @@ def _trust_line(meaning: dict[str, Any]) -> str:
     return "never a vital sign" if meaning["trust"] == NEVER else str(meaning["trust"])
 
 
-def _value_line(value: dict[str, Any]) -> str:
+def value_line(value: dict[str, Any]) -> str:
     if value["special"]:
         return f"no value ({_SPECIALS[value['special']]})"
     return f"{value['text']} {_UNITS.get(value['unit'], value['unit'])}"

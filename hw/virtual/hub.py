@@ -11,7 +11,7 @@ patient.
     GET  /Type?identifier= patient= subject= code= _id= _profile= _count= _offset= _sort= _summary=count
     GET  /Type/ID
     POST /Type      create; with If-None-Exist: conditional
-    PUT  /Type/ID   update; ids are the Hub's own
+    PUT  /Type/ID   update; ids are the Hub's own; with If-Match: only of that version
     POST /          Bundle: transaction (all or nothing, urn:uuid resolved) or batch (each entry for itself)
 
 Left out, because nothing here needs it: history, delete, patch, XML, chained search, conditional update.
@@ -92,6 +92,7 @@ class Write:
     key: str | None  # the id in the URL of an update
     resource: Resource
     condition: str | None = None  # If-None-Exist
+    match: str | None = None  # If-Match: the version that an update is of, W/"2"
     full_url: str | None = None
     at: int = 0  # which entry of its Bundle
 
@@ -225,6 +226,8 @@ class Hub:
             raise refuse(
                 405, "not-supported", "ids are given by this hub: update cannot create", f"{write.kind}.id"
             )
+        if write.match is not None and write.match != f'W/"{self.store.version(key)}"':
+            raise refuse(412, "conflict", "the resource has another version by now", "If-Match")
         if f"{write.kind}/{text}" in taken:
             raise refuse(409, "duplicate", "one Bundle updates this resource twice")
         taken.add(f"{write.kind}/{text}")
@@ -349,9 +352,9 @@ def _entry_write(entry: Any, at: int) -> Write:
             400, "structure", "an entry needs request.method, request.url and resource", "entry"
         ) from None
     if method == "POST" and key is None:
-        return Write(kind, None, resource, condition, full_url, at)
+        return Write(kind, None, resource, condition, None, full_url, at)
     if method == "PUT" and key is not None:
-        return Write(kind, key, resource, None, full_url, at)
+        return Write(kind, key, resource, None, request.get("ifMatch"), full_url, at)
     raise refuse(405, "not-supported", "an entry has to be POST Type or PUT Type/ID", "entry.request")
 
 
@@ -521,9 +524,8 @@ class Server:
         return await self._write(request, Write(_kind(request), None, await _body(request), condition))
 
     async def _update(self, request: web.Request) -> web.Response:
-        return await self._write(
-            request, Write(_kind(request), request.match_info["key"], await _body(request))
-        )
+        key, match = request.match_info["key"], request.headers.get("If-Match")
+        return await self._write(request, Write(_kind(request), key, await _body(request), match=match))
 
     async def _write(self, request: web.Request, write: Write) -> web.Response:
         (change,) = self._hub.apply([write], set(), now=_now())

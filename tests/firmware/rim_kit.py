@@ -10,7 +10,7 @@ import time
 import ffi
 import uctypes
 
-INDICATE = 19
+NOTIFY, INDICATE = 18, 19
 SENSOR, CONNECTION, HANDLE, CHARACTERISTIC = 1, 0, 12, 0x2A35
 ADDRESS = b"\xc0\0\0\0\0\1"
 
@@ -50,21 +50,26 @@ class Kept:
         pass
 
 
-def moved_out(cells):
-    """The same bytes in pages that the heap knows nothing of."""
+def pages(count):
+    """So many bytes that the heap knows nothing of."""
     mmap = ffi.open(None).func("P", "mmap", "Pliiil")
     private_anonymous = 0x1002 if sys.platform == "darwin" else 0x22
-    pages = uctypes.bytearray_at(mmap(None, len(cells), 3, private_anonymous, -1, 0), len(cells))
-    pages[:] = cells
-    return pages
+    return uctypes.bytearray_at(mmap(None, count, 3, private_anonymous, -1, 0), count)
+
+
+def moved_out(flash):
+    """The same flash, its cells in pages."""
+    cells = pages(len(flash.cells))
+    cells[:] = flash.cells
+    flash.cells = cells
+    return flash
 
 
 class Kit:
     """A Gateway with one Sensor connected."""
 
-    def __init__(self):
-        self.flash = NorFlash()
-        self.flash.cells = moved_out(self.flash.cells)
+    def __init__(self, flash=None):
+        self.flash = flash or moved_out(NorFlash())
         self.journal = Journal(self.flash, Lock())
         self.journal.format(b"journal1")
         self.clock = Clock()

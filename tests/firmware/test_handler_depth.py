@@ -13,6 +13,7 @@ HOLDS = {
     "journal": ("gateway/journal.py", "Journal"),
     "_clock": ("firmware/clock.py", "Clock"),
     "_bonds": ("firmware/bonds.py", "Bonds"),
+    "_stream": ("gateway/stream.py", "Stream"),
     "_flash": ("firmware/flash.py", "PartitionFlash"),
 }
 OF_C = {"_adverts", "_ble", "_events", "_links", "handles", "_lock", "_partition", "_ready", "_secrets"}

@@ -23,15 +23,16 @@ class NorFlash:
         self.block_bytes = block_bytes
         self.size = blocks * block_bytes
         self.cells = bytearray(self.size)
-        for position in range(blocks):
-            self._blank(position)
         self._copy = None
         self._forget()
+        for position in range(blocks):
+            self._blank(position)
 
     def _forget(self):
         self.watch = None
         self.refuses = []  # positions of blocks that raise OSError
         self.forgets = []  # positions of blocks in which bits stay 1
+        self.stuck = []  # offsets of bytes that stay 0
         self.operations = 0
         self.programmed = 0
         self.erased = 0
@@ -70,6 +71,8 @@ class NorFlash:
     def _blank(self, position):
         for i in range(position * self.block_bytes, (position + 1) * self.block_bytes):
             self.cells[i] = 0xFF
+        for i in self.stuck:
+            self.cells[i] = 0
 
     def _watched(self, fails, offset, buffer):
         self.watch(lambda n: fails(n, offset, buffer))
@@ -82,9 +85,9 @@ class NorFlash:
     def _program(self, offset, buffer, length):
         cells = self.cells
         for i in range(length):
-            if buffer[i] & ~cells[offset + i] & 0xFF:
+            if buffer[i] & ~cells[offset + i] & 0xFF and offset + i not in self.stuck:
                 raise ValueError("a 1 over a 0")
-            cells[offset + i] = buffer[i]
+            cells[offset + i] &= buffer[i]
 
     def _torn(self, n, offset, buffer):
         torn = self.copy()

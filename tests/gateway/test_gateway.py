@@ -42,6 +42,7 @@ except ImportError:  # CPython
 
 ADDRESS = b"\xc0\x00\x00\x00\x00\x01"
 TABLE = {0x2A25: CAN_READ, 0x2A35: CAN_INDICATE}
+STREAMED = b"\x00\x61\x00\x48\x00"
 UTC_MS = 1_764_000_000_000
 
 
@@ -127,6 +128,14 @@ class GatewayTest(unittest.TestCase):
         finally:
             heap_unlock()
         self.assertEqual(self.journal.next_sequence, 5)
+
+    def test_streamed_values_that_are_left_out_are_counted_and_shown(self):
+        sensor = self.bond()
+        before = self.journal.next_sequence
+        for uptime_ms in range(0, 5_000, 1_000):
+            self.assertEqual(self.gateway.thins(sensor, 0x2A5F, STREAMED, 0, uptime_ms), uptime_ms > 0)
+        self.assertEqual(self.journal.next_sequence, before)
+        self.assertEqual(json.loads(self.gateway.status(0))["counters"]["thinned"], 4)
 
     # --- Sensors
 

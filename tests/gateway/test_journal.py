@@ -10,6 +10,7 @@ from gateway.errors import FormatError, JournalError
 from gateway.journal import Journal
 from gateway.limits import ACKED_EVERY, MAX_BATCH_RECORDS, MAX_BODY_BYTES, RESERVE_BLOCKS
 from gateway.record import (
+    ACKED,
     BAD_BLOCK,
     ERASED_LATE,
     EVENT,
@@ -22,6 +23,7 @@ from gateway.record import (
     decode,
     decode_all,
     decode_body,
+    encode,
 )
 
 try:
@@ -242,6 +244,40 @@ class RingTest(JournalTest):
         self.assertEqual(lost_in(records_after(self.journal, 0)), [])
         self.assertEqual(self.journal.next_sequence, 2 * PER_BLOCK - 1)
 
+    def test_a_block_with_a_stuck_bit_is_left_out_from_the_next_lap_on(self):
+        self.begin(NorFlash(8))
+        self.append(2 * PER_BLOCK)
+        self.flash.stuck = [3 * 1024 + 500]
+        self.flash.erase(3)
+        self.append(12 * PER_BLOCK)
+        self.assertEqual(len(lost_in(records_after(self.journal, 0))), 1)
+        self.assertEqual(self.flash.cells[3 * 1024], 0xFF)  # nothing is written into it
+        self.mount()
+        self.append(12 * PER_BLOCK)
+        self.assertEqual(len(lost_in(records_after(self.journal, 0))), 1)
+
+    def test_a_block_that_wears_out_under_the_handler_loses_nothing(self):
+        self.begin(NorFlash(14))
+        self.flash.forgets, self.flash.refuses = [1, 4], [2]
+        self.flash.stuck = [3 * 1024 + 40]
+        for _ in range(20):
+            self.journal.append_frame(1, INDICATED, 1, bytes(180), 0, 0)  # never maintained
+        found = records_after(self.journal, 0)
+        self.assertEqual(lost_in(found), [])
+        self.assertEqual(len(found), 20)
+        self.assertEqual(lost_in(records_after(self.mount(), 0)), [])
+
+    def test_blocks_that_wear_out_one_after_the_other_leave_a_journal_that_goes_on(self):
+        self.begin(NorFlash(10))
+        for worn in (2, 7, 5):
+            self.flash.refuses.append(worn)
+            before = self.journal.next_sequence
+            self.append(12 * PER_BLOCK)
+            records = records_after(self.journal, before - 1)
+            self.assertEqual([reason for _, _, reason in lost_in(records)], [OVERWRITTEN])
+            self.assertTrue(len(records) > 4 * PER_BLOCK - len(self.flash.refuses) * PER_BLOCK)
+            self.mount()
+
     def test_a_flash_that_takes_nothing_more_is_an_error_not_a_hang(self):
         self.flash.refuses = list(range(6))
         with self.assertRaises(JournalError):
@@ -315,6 +351,76 @@ class RotTest(JournalTest):
         lost = [(3 * PER_BLOCK + 2, 3 * PER_BLOCK + 2, ROTTEN)]
         self.assertEqual(lost_in(records_after(self.journal, 0)), lost)
 
+    def test_rot_between_two_tries_becomes_lost_and_the_ack_moves_on(self):
+        self.assertEqual(lost_in(records_after(self.journal, 0)), [])
+        self.flash.cells[self.place(1, 30)] ^= 4
+        self.flash.cells[self.place(2, 30)] ^= 4
+        records = records_after(self.journal, 0)
+        self.assertEqual(lost_in(records), [(1, 2, ROTTEN)])
+        self.assertEqual(records[1].sequence, 3)
+        self.journal.ack(2)
+        self.assertEqual(lost_in(records_after(self.journal, self.journal.acked)), [])
+
+    def test_rot_behind_the_readers_mark_is_found_as_well(self):
+        buffer = bytearray(1024)
+        _, count, _ = self.journal.read_batch(buffer, 0, 300, 0)
+        self.flash.cells[self.place(count + 1, 18)] ^= 1
+        records = records_after(self.journal, count)
+        self.assertEqual(lost_in(records), [(count + 1, count + 1, ROTTEN)])
+
+    def test_a_rotten_record_before_the_ack_that_covers_it_never_gives_its_sequence_again(self):
+        self.append(1)
+        last = self.journal.next_sequence - 1
+        self.journal.ack(last)
+        self.journal.settle()
+        place = self.flash.cells.rfind(BODY)
+        self.flash.cells[place] ^= 1
+        self.mount()
+        self.assertEqual((self.journal.acked, self.journal.pending), (last, 0))
+        self.assertEqual(self.journal.append(EVENT, 1, b"", 0), last + 1)
+
+    def test_a_boot_whose_only_record_has_rotted_never_gives_its_number_again(self):
+        self.append(1)
+        boot = self.mount().boot
+        self.append(1)
+        self.flash.cells[self.flash.cells.rfind(BODY)] ^= 1
+        self.assertTrue(self.mount().boot > boot)
+
+    def test_a_bad_block_does_not_hide_the_newest_whose_header_is_rotten(self):
+        self.begin(NorFlash(8))
+        self.append(1)
+        self.flash.refuses = [1]
+        self.append(PER_BLOCK + 2)  # from block 0 on into block 2
+        last = self.journal.next_sequence - 1
+        self.flash.cells[2 * 1024 + 20] ^= 1
+        self.mount()
+        self.assertTrue(self.journal.next_sequence > last)
+        self.append(1)
+        self.assertEqual([reason for _, _, reason in lost_in(records_after(self.journal, 0))], [TORN])
+
+    def test_a_newest_block_that_is_wholly_gone_never_gives_its_sequences_again(self):
+        self.append(3)
+        last = self.journal.next_sequence - 1
+        self.flash.cells[3 * 1024 : 4 * 1024] = bytes(1024)
+        self.mount()
+        self.assertTrue(self.journal.next_sequence > last)
+        self.append(1)
+        records = records_after(self.journal, 0)
+        self.assertEqual([each[0] for each in lost_in(records)], [3 * PER_BLOCK + 1])
+
+    def test_a_record_inside_a_torn_value_neither_acks_nor_counts(self):
+        """A Sensor that knows the format sends Records; the one around them is torn behind them."""
+        self.append(1)
+        last = self.journal.next_sequence - 1
+        forged = encode(ACKED, 1, 1 << 29, 1, 0, b"") + b"pp" + encode(EVENT, 1, 1 << 29, 9, 0, b"xx")
+        place = self.journal._head
+        self.journal.append_frame(1, INDICATED, 0x2A35, b"pp" + forged, 0, 0)
+        self.assertTrue(self.flash.cells.find(forged) % 4 == 0)
+        self.flash.cells[place + 18] ^= 1
+        self.mount()
+        self.assertTrue(last < self.journal.next_sequence < last + 100)
+        self.assertEqual(self.journal.acked, 0)
+
 
 class AckTest(JournalTest):
     def test_pending_counts_what_is_not_acked(self):
@@ -375,6 +481,38 @@ class AckTest(JournalTest):
         self.assertEqual(self.journal.acked, PER_BLOCK - 1)
         self.journal.replay(0)
         self.assertEqual(self.journal.acked, 0)
+
+    def test_replay_from_the_middle_says_all_that_is_gone_in_its_place(self):
+        self.begin(NorFlash(8))
+        self.append(3 * PER_BLOCK)
+        self.flash.cells[self.place(PER_BLOCK + 3, 25)] ^= 1
+        self.flash.cells[2 * 1024 : 3 * 1024] = bytes(1024)
+        self.journal.ack(3 * PER_BLOCK)
+        self.journal.replay(PER_BLOCK)
+        records = records_after(self.journal, self.journal.acked)
+        self.assertEqual(records[0].sequence, PER_BLOCK)
+        lost = [(PER_BLOCK + 3, PER_BLOCK + 3, ROTTEN), (2 * PER_BLOCK + 1, 3 * PER_BLOCK, BAD_BLOCK)]
+        self.assertEqual(lost_in(records), lost)
+        self.journal.ack(3 * PER_BLOCK)
+        self.assertEqual(self.journal.pending, 0)
+
+    def test_a_replay_that_a_restart_interrupts_is_forgotten_until_it_is_asked_for_again(self):
+        self.append(PER_BLOCK)
+        self.journal.ack(PER_BLOCK)
+        self.journal.settle()
+        self.journal.replay(3)
+        self.mount()
+        self.assertEqual(self.journal.acked, PER_BLOCK)
+        self.journal.replay(3)
+        self.append(PER_BLOCK + 1)  # the next block's header tells of it
+        self.assertEqual(self.mount().acked, 2)
+
+    def test_an_ack_position_that_was_written_before_a_replay_does_not_come_back(self):
+        self.append(ACKED_EVERY + 2)
+        self.journal.ack(ACKED_EVERY + 2)
+        self.journal.replay(1)
+        self.journal.ack(ACKED_EVERY)
+        self.assertEqual(self.mount().acked, ACKED_EVERY)
 
     def test_a_batch_ends_at_its_limits_and_the_next_one_begins_there(self):
         buffer = bytearray(4096)
@@ -446,7 +584,7 @@ class MountTest(JournalTest):
         self.assertEqual([record.sequence for record in records_after(self.journal, 0)], [1])
         self.assertFalse(BODY in bytes(self.flash.cells[1024:]))
 
-    def test_a_block_that_cannot_be_erased_is_wiped_by_overwriting_its_header(self):
+    def test_a_block_that_cannot_be_erased_is_wiped_by_overwriting_it(self):
         self.append(4 * PER_BLOCK)
         erase = self.flash.erase
 
@@ -459,6 +597,7 @@ class MountTest(JournalTest):
         self.journal.format(b"journal2")
         self.assertEqual(self.mount().journal_id, b"journal2")
         self.assertEqual(self.journal.next_sequence, 1)
+        self.assertFalse(BODY in bytes(self.flash.cells))
 
     def test_a_flash_that_cannot_be_wiped_says_so(self):
         self.append(4 * PER_BLOCK)

@@ -79,6 +79,8 @@ class Anchors(unittest.TestCase):
         timebase.add_anchor(1, HOUR, BIRTH + HOUR, 40)
         timebase.add_anchor(1, 2 * HOUR, BIRTH + 2 * HOUR + 10 * MINUTE, 40)
         timebase.add_anchor(1, 3 * HOUR, BIRTH + 3 * HOUR, 40)
+        self.assertFalse(timebase.agrees(1))
+        self.assertTrue(timebase.agrees(2))
         for hour in range(5):
             time = timebase.time_of(1, hour * HOUR)
             self.holds(time, BIRTH + hour * HOUR, 11 * MINUTE)
@@ -132,6 +134,16 @@ class Boots(unittest.TestCase):
         timebase.add_receipt(1, HOUR, BIRTH + HOUR)
         timebase.seen(2, 0)
         self.assertTrue(abs(timebase.time_of(1, 0).latest_ms - BIRTH) < SECOND)
+
+    def test_a_receipt_that_its_boots_anchor_excludes_bounds_nothing(self):
+        timebase = Timebase()
+        timebase.add_anchor(1, HOUR, BIRTH + HOUR, 0)
+        timebase.seen(2, HOUR)
+        timebase.add_receipt(3, MINUTE, BIRTH + 3 * HOUR)
+        self.assertTrue(timebase.time_of(2, 0).latest_ms < BIRTH + 3 * HOUR)
+        timebase.add_anchor(3, MINUTE, BIRTH + 9 * HOUR, 0)
+        latest = timebase.time_of(2, 0).latest_ms
+        self.assertTrue(abs(latest - (BIRTH + 8 * HOUR - MINUTE)) < SECOND)
 
     def test_bounds_that_contradict_span_both(self):
         timebase = Timebase()
@@ -305,6 +317,30 @@ class Sensors(unittest.TestCase):
         self.timeline.drained(1, 20 * HOUR)
         self.assertEqual(self.taken(5 * HOUR, 10 * HOUR + 1), before)
 
+    def test_a_later_read_that_agrees_proves_a_timestamp_that_came_before_it(self):
+        self.read(0, 0)
+        self.read(10 * HOUR, 10 * HOUR)
+        self.assertEqual(self.taken(12 * HOUR, 15 * HOUR).quality, "bracketed")
+        self.read(20 * HOUR, 20 * HOUR)
+        self.corrected(self.taken(12 * HOUR, 15 * HOUR), 12 * HOUR)
+
+    def test_a_later_read_that_disagrees_leaves_a_timestamp_that_came_before_it_in_doubt(self):
+        self.read(0, 0)
+        self.read(10 * HOUR, 10 * HOUR)
+        before = self.taken(12 * HOUR, 15 * HOUR)
+        self.read(20 * HOUR, 17 * HOUR)
+        self.assertEqual(self.taken(12 * HOUR, 15 * HOUR), before)
+
+    def test_a_corrected_value_is_not_older_than_the_sensor_was_empty(self):
+        self.read(0, 0)
+        self.timeline.drained(1, HOUR)
+        self.read(10 * HOUR, 10 * HOUR)
+        time = self.taken(HOUR + SECOND, 10 * HOUR + 1)
+        self.assertEqual(time.quality, "sensor_corrected")
+        self.assertTrue(time.earliest_ms >= BIRTH + HOUR - SECOND)
+        older = self.taken(HOUR - MINUTE, 10 * HOUR + 1)  # it was not empty after all
+        self.assertTrue(older.latest_ms < BIRTH + HOUR)
+
     def test_without_a_timestamp_a_value_waited_since_the_sensor_was_last_empty(self):
         self.timeline.drained(1, 3 * HOUR)
         self.timeline.drained(1, 8 * HOUR)
@@ -337,6 +373,20 @@ class Sensors(unittest.TestCase):
     def test_no_time_of_receipt_no_time(self):
         self.timebase.seen(2, 0)
         self.assertIsNone(self.timeline.time_of(plain(), 2, 0, can_store=False))
+
+    def test_what_was_asked_before_changes_no_answer(self):
+        for hour in range(24):
+            self.taken(hour * HOUR - MINUTE, hour * HOUR)
+            self.read(hour * HOUR, hour * HOUR)
+            for taken in (
+                hour * HOUR - MINUTE,
+                0,
+                (hour - MAX_READS) * HOUR + 30 * MINUTE,
+                hour * HOUR - MINUTE,
+            ):
+                time = self.taken(taken, hour * HOUR + MINUTE)
+                self.timeline._near = None  # as when it is asked for the first time
+                self.assertEqual(self.taken(taken, hour * HOUR + MINUTE), time)
 
     def test_old_reads_are_forgotten(self):
         for hour in range(70):

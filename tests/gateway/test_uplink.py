@@ -203,22 +203,27 @@ class UplinkTest(unittest.TestCase):
             "future", encode_ack(Ack(JOURNAL_ID, self.send(0).nonce, last + 1, 0, 0, None, UTC_MS, 0))
         )
 
-    def test_an_ack_with_an_old_nonce_moves_the_pointer_but_gives_no_time(self):
+    def test_an_ack_of_an_earlier_try_is_refused(self):
         self.uplink.connected(0)
         self.append(2)
         old = self.send(0)
         self.send(ACK_WAIT_MS)
-        self.assertIsNone(self.ack(old, ACK_WAIT_MS + 1, through=1))
-        self.assertEqual((self.journal.acked, self.journal.pending), (1, 1))
-        self.assertEqual(self.uplink.counters["stale"], 1)
+        self.refused("stale", encode_ack(Ack(JOURNAL_ID, old.nonce, 1, 0, 0, None, UTC_MS, 0)))
 
-    def test_a_late_ack_that_covers_everything_ends_the_resending(self):
+    def test_an_ack_that_comes_twice_is_refused_the_second_time(self):
         self.greet()
+        self.append(2)
+        batch = self.send(1)
+        self.ack(batch, 2)
         self.append()
-        old = self.send(1)
-        self.send(1 + ACK_WAIT_MS)
-        self.ack(old, 2 + ACK_WAIT_MS)
-        self.assertIsNone(self.send(self.uplink.due_ms(2 + ACK_WAIT_MS)))
+        self.refused("stale", encode_ack(Ack(JOURNAL_ID, batch.nonce, 3, 0, 0, None, UTC_MS, 0)))
+
+    def test_an_ack_that_says_less_than_an_earlier_one_is_refused_and_the_batch_goes_again(self):
+        self.greet()
+        last = self.append(2)
+        nonce = self.send(1).nonce
+        self.refused("behind", encode_ack(Ack(JOURNAL_ID, nonce, last - 3, 0, 0, None, UTC_MS, 0)))
+        self.assertEqual(self.send(1 + ACK_WAIT_MS).count, 2)
 
     # --- Replay
 

@@ -57,6 +57,8 @@ def test_paths_are_relative_to_the_file(write: Write, tmp_path: Path) -> None:
         ('kit = "HW-0001"', "", "kit is missing"),
         ('kit = "HW-0001"', "kit = 7", "kit must be a text, not 7"),
         ('"HW-0001"', '"hw/+"', "kit must look like HW-0001, not 'hw/+'"),
+        ("[broker]", "stream_s = 0\n[broker]", "stream_s must be between 1 and 600, not 0"),
+        ("[broker]", "stream_s = 601\n[broker]", "stream_s must be between 1 and 600, not 601"),
         ("port = 18883", "port = 0", "port must be between 1 and 65535, not 0"),
         ("port = 18883", "port = true", "port must be a whole number, not True"),
         ("port = 18883", 'prot = "x"', "prot is not a key of this file"),

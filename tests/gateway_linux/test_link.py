@@ -126,12 +126,14 @@ async def adapter() -> AsyncIterator[BumbleAdapter]:
 
 
 @contextmanager
-def built(config: Config, adapter: BumbleAdapter) -> Iterator[LinuxGateway]:
+def built(
+    config: Config, adapter: BumbleAdapter, *, ack_wait_ms: int = ACK_WAIT_MS
+) -> Iterator[LinuxGateway]:
     gateway = LinuxGateway(
         config,
         scanner_backend=adapter.scanner_backend,
         client_backend=adapter.client_backend,
-        ack_wait_ms=ACK_WAIT_MS,
+        ack_wait_ms=ack_wait_ms,
     )
     try:
         yield gateway
@@ -267,3 +269,33 @@ def test_tls_is_never_older_than_1_2_and_always_checks_the_name(config: Config, 
     context = tls_context(config)
     assert context.minimum_version == ssl.TLSVersion.TLSv1_2
     assert context.verify_mode == ssl.CERT_REQUIRED and context.check_hostname
+
+
+async def test_a_broker_that_hangs_half_open_is_left_and_called_again_after_a_bound(
+    config: Config, adapter: BumbleAdapter, service: Service, broker: Broker
+) -> None:
+    with built(config, adapter, ack_wait_ms=20) as gateway:
+        task = asyncio.create_task(gateway.run())
+        await service.until(lambda: gateway.link.is_connected and not gateway.pending)
+        broker.hang()  # nothing is reset, and nothing comes back
+        gateway.gateway.append_event(record.BUTTON, 0, b"", gateway.clock.now_ms())
+        gateway.link.wake()
+        await service.until(lambda: not gateway.link.is_connected)
+        assert gateway.gateway.uplink.counters["resent"] > 2
+        broker.wake()
+        await service.until(lambda: gateway.link.is_connected and not gateway.pending)
+        task.cancel()
+        await asyncio.wait({task})
+
+
+async def test_a_link_on_which_nobody_answers_is_made_anew(
+    config: Config, adapter: BumbleAdapter, service: Service
+) -> None:
+    service.acks = False
+    with built(config, adapter, ack_wait_ms=20) as gateway:
+        task = asyncio.create_task(gateway.run())
+        await service.until(lambda: gateway.link.connections >= 2)
+        service.acks = True
+        await service.until(lambda: gateway.link.is_connected and not gateway.pending)
+        task.cancel()
+        await asyncio.wait({task})

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.journal import Journal
+from gateway.limits import ACKED_EVERY
 from gateway.record import EVENT, FRAME, Record, decode_all
 
 JOURNAL_ID = b"journal1"
@@ -122,6 +123,20 @@ def append_and_ack(run: Preempted) -> None:
     run.journal.append(EVENT, 1, bytes(100), 0)
 
 
+def write_ack(run: Preempted) -> None:
+    """An Ack that is due to be written, where there is room for it, and where there is none."""
+    run.journal._acked_written = -ACKED_EVERY
+    run.journal.ack(2)
+    run.journal._acked_written = -ACKED_EVERY
+    run.journal.append(EVENT, 1, bytes(100), 0)
+    run.journal.ack(4)
+
+
+def settle(run: Preempted) -> None:
+    run.journal.ack(3)
+    run.journal.settle()
+
+
 def maintain(run: Preempted) -> None:
     while run.journal.maintain():
         pass
@@ -131,6 +146,16 @@ def maintain(run: Preempted) -> None:
 def read(run: Preempted) -> None:
     run.journal.read_batch(bytearray(2048), 0, 2048, 2)
     assert run.journal.read_batch(bytearray(2048), 0, 2048, 3)[0] == 4
+
+
+def send(run: Preempted) -> None:
+    """What an uplink asks: how much waits and fits, the oldest, and a replay of what was acked."""
+    journal = run.journal
+    journal.ack(3)
+    assert journal.pending >= 1 and journal.free >= 0 and journal.first_sequence == 1
+    journal.replay(2)
+    first, _, end = journal.read_batch(buffer := bytearray(2048), 0, 2048, journal.acked)
+    assert first == 2 == decode_all(memoryview(buffer)[:end])[0].sequence
 
 
 def prepared(sequences: int) -> bytes:
@@ -145,17 +170,19 @@ def prepared(sequences: int) -> bytes:
     return bytes(flash.cells)
 
 
-@pytest.mark.parametrize("burst", [1, 8])
-@pytest.mark.parametrize("work", [append, append_and_ack, maintain, read])
-def test_the_handler_may_come_at_any_bytecode(
-    work: Callable[[Preempted], object], burst: int, say: list[str]
-) -> None:
+WORKS = (append, append_and_ack, write_ack, settle, maintain, read, send)
+BURSTS = (1, 8)
+
+
+def preempt(work: Callable[[Preempted], None], burst: int) -> int:
+    """Let the handler come at each bytecode of this work, and check; return how many there were."""
     cells = prepared(4)  # no more than these fit one block
     at = 0
     while True:
         run = Preempted(cells, work, burst)
         if not run.run(at):
-            break
+            return at
+        acked = run.journal.acked
         for _ in range(12):  # what the handler left behind is used
             run.journal.append(EVENT, 1, bytes(100), 0)
         found = records(run.journal)
@@ -164,6 +191,15 @@ def test_the_handler_may_come_at_any_bytecode(
         again = Journal(RamFlash(run.flash.cells), Lock())
         again.mount()
         assert records(again) == found, at
+        assert again.acked <= acked == run.journal.acked, at
         at += 1
-    assert at > 20
-    say.append(f"journal: {work.__name__} preempted at each of {at} bytecodes by {burst}")
+
+
+@pytest.mark.parametrize("burst", BURSTS)
+@pytest.mark.parametrize("work", WORKS)
+def test_the_handler_may_come_at_any_bytecode(
+    work: Callable[[Preempted], None], burst: int, say: list[str]
+) -> None:
+    points = preempt(work, burst)
+    assert points > 20
+    say.append(f"journal: {work.__name__} preempted at each of {points} bytecodes by {burst}")

@@ -263,6 +263,17 @@ async def test_update_makes_a_new_version_that_is_found_by_what_it_says_now(hub:
     assert answer[0] == 409
 
 
+async def test_an_update_of_another_version_is_refused(hub: HubProcess) -> None:
+    key = await hub.create(observation("a"))
+    resource = observation("a") | {"id": key.split("/")[1], "status": "amended"}
+    request = {"method": "PUT", "url": key, "ifMatch": 'W/"2"'}
+    assert (await hub.call("PUT", "/" + key, resource, If_Match='W/"2"'))[0] == 412
+    stale = {"resource": resource, "request": request}
+    assert (await hub.bundle("batch", stale))[1]["entry"][0]["response"]["status"] == "412"
+    assert (await hub.call("PUT", "/" + key, resource, If_Match='W/"1"'))[0] == 200
+    assert (await hub.call("GET", "/" + key))[1]["status"] == "amended"
+
+
 async def test_update_cannot_choose_an_id(hub: HubProcess) -> None:
     answer = await hub.call("PUT", "/Patient/77", {"resourceType": "Patient", "id": "77"})
     assert answer[0] == 405 and "update cannot create" in said(answer)

@@ -49,6 +49,7 @@ class Home:
             ca=place / "ca.pem",
             certificate=place / "kit.pem",
             key=place / "kit.key",
+            stream_s=1,
         )
         self.kit = kit.choose(gateway, config, self.room, folder, GATEWAY, image=image)
 

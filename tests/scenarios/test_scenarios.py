@@ -36,7 +36,7 @@ from hw.demo.kit import GATEWAYS
 from hw.hil.service import OFFSET_MIN
 from hw.virtual import clock
 from hw.virtual.cuff import Cuff
-from hw.virtual.oximeter import Oximeter
+from hw.virtual.oximeter import INVALID, ONGOING, Oximeter
 from hw.virtual.sensor import Label
 
 LEAVING_SEEDS = (1, 7)
@@ -84,19 +84,25 @@ async def test_oximeter_without_timestamps_is_served_and_never_asked_for_a_clock
     assert len(clip.ledger.confirmed) == 1
 
 
-async def test_streamed_values_are_kept_as_they_arrive(home: Home) -> None:
+async def test_streamed_values_are_thinned_to_one_per_window_and_each_change_of_class(home: Home) -> None:
     oximeter = await home.oximeter(PATIENT)
     await home.plug_in()
     oximeter.start_continuous([(97, 60 + i) for i in range(100)], period_s=0.03)
-    await home.frames(5)
+    await home.frames(2)  # more than a window
     await oximeter.stop_continuous()
-    streamed = [measurement.values for measurement in oximeter.ledger.streamed]
-    await home.frames(len(streamed))
+    good = len(oximeter.ledger.streamed)
+    oximeter.start_continuous([(97, 160)] * 3, period_s=0.03, status=ONGOING | INVALID)
+    await home.until(lambda: any(reading.trust == NEVER for reading in home.service.readings()))
+    await oximeter.stop_continuous()
     assert {frame.flags & ~HOST_CONFIRMED for frame in home.service.frames()} == {NOTIFIED}
+    # What was kept is what was streamed, in its order.
+    streamed = [(each.values["spo2"], each.values["pulse"]) for each in oximeter.ledger.streamed]
     readings = [numbers(reading) for reading in home.service.readings()]
-    assert [(each["spo2"], each["pulse_rate"]) for each in readings] == [
-        (each["spo2"], each["pulse"]) for each in streamed
-    ]
+    places = [streamed.index((each["spo2"], each["pulse_rate"])) for each in readings]
+    assert places[0] == 0 and places == sorted(places)
+    plain = [place for place in places if place < good]
+    assert 2 <= len(plain) < good / 2
+    assert places[len(plain)] == good  # the first of the other class, not the window's next
 
 
 async def test_cuff_gives_all_that_it_holds_when_it_is_subscribed_to(home: Home) -> None:

@@ -36,6 +36,15 @@ class HubServer:
             assert answer.status == 201, await answer.text()
             return f"Patient/{(await answer.json(content_type=None))['id']}"
 
+    async def put(self, resource: dict[str, Any]) -> None:
+        """Somebody at the Hub changes a resource."""
+        async with self._session.put(
+            f"{self.url}/{resource['resourceType']}/{resource['id']}",
+            json=resource,
+            headers={"Content-Type": "application/fhir+json"},
+        ) as answer:
+            assert answer.status == 200, await answer.text()
+
     async def held(self, kind: str = "Observation", **query: str) -> list[dict[str, Any]]:
         """Every resource of the kind that matches."""
         async with self._session.get(f"{self.url}/{kind}", params={"_count": "1000", **query}) as answer:

@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from email.utils import formatdate
 from pathlib import Path
 
 import aiomqtt
 import pytest
+from aiohttp import web
 from wire import batch, frames
 
 from gateway.message import Ack, decode_ack
@@ -147,6 +151,45 @@ async def test_a_console_whose_port_is_taken_leaves_the_rest_running(
     taken.close()
     assert await service.end(signal.SIGTERM) == 0
     assert "console: " in service.said
+
+
+async def test_a_service_whose_clock_the_hub_contradicts_gives_no_time_until_they_agree(
+    start: Start, broker: Broker, folder: Path
+) -> None:
+    ahead_s = 3600
+
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(headers={"Date": formatdate(time.time() + ahead_s, usegmt=True)})
+
+    hub = web.Application()
+    hub.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(hub)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    config = folder / "sync.toml"
+    url = re.sub(r'url = ".*"', f'url = "http://127.0.0.1:{runner.addresses[0][1]}"', config.read_text())
+    config.write_text(url)
+
+    def told() -> str:
+        return str(json.loads((folder / "service.json").read_text())["clock"])
+
+    service = await start()
+    await service.ready()
+    async with broker.kit(KIT) as kit:
+        await kit.subscribe(f"homeward/1/{KIT}/down/ack")
+        ack = await send(kit, batch(frames(1, 5), first=1))
+        assert (ack.through, ack.utc_ms) == (5, None)
+        await eventually(lambda: "behind the Hub's" in told())
+        ahead_s = 0
+        await eventually(lambda: told() == "ok")
+        ack = await send(kit, batch(acked_through=5))
+        assert ack.utc_ms is not None and abs(ack.utc_ms - time.time() * 1000) < 10_000
+    assert await service.end(signal.SIGTERM) == 0
+    await runner.cleanup()
+    assert "Kits get no time" in service.said
+    db = connect(folder / "store.sqlite")
+    assert db.execute("select n from counter where name = 'clock doubted'").fetchone() == (1,)
+    db.close()
 
 
 async def test_a_service_without_a_broker_waits_for_it(start: Start, folder: Path) -> None:

@@ -163,7 +163,7 @@ def test_the_first_placed_reading_binds_its_journal(db: sqlite3.Connection) -> N
     assert "another Episode" in str(rows(db, "reading", "reading, reason")[1][1])
 
 
-def test_an_end_in_the_past_takes_back_what_was_not_delivered_and_counts_the_rest(
+def test_an_end_in_the_past_takes_back_what_was_taken_later_delivered_or_not(
     db: sqlite3.Connection,
 ) -> None:
     for reading, hour in ((1, 11), (2, 15), (3, 16)):
@@ -171,8 +171,15 @@ def test_an_end_in_the_past_takes_back_what_was_not_delivered_and_counts_the_res
     given(db, "episode-1", "Patient/1", 10 * HOUR)
     db.execute("update outbox set state = 'done' where reading = 3")
     assert end(db, KIT, 15 * HOUR) == Ended(withdrawn=1, delivered=1)
-    assert rows(db, "outbox", "reading, state") == [(1, "queued"), (3, "done")]
-    assert rows(db, "reading", "reading, state, reason")[1] == (2, "held", WITHDRAWN)
+    assert rows(db, "outbox", "reading, kind, state, patient") == [
+        (1, "create", "queued", "Patient/1"),
+        (2, "retract", "queued", "Patient/1"),
+        (3, "retract", "queued", "Patient/1"),
+    ]
+    assert rows(db, "reading", "reading, state, reason")[1:] == [
+        (2, "held", WITHDRAWN),
+        (3, "held", WITHDRAWN),
+    ]
 
 
 def test_a_journal_is_free_again_when_all_that_bound_it_was_taken_back(db: sqlite3.Connection) -> None:
@@ -181,4 +188,5 @@ def test_a_journal_is_free_again_when_all_that_bound_it_was_taken_back(db: sqlit
     place_held(db, KIT, now_ms=0, max_bracket_ms=HOUR)
     end(db, KIT, 12 * HOUR)
     given(db, "episode-2", "Patient/2", 12 * HOUR)
-    assert rows(db, "outbox", "reading, patient") == [(1, "Patient/2")]
+    assert rows(db, "reading", "state, assignment") == [("queued", 2)]
+    assert rows(db, "outbox", "kind, patient") == [("retract", "Patient/1")], "first taken from the one"

@@ -326,6 +326,23 @@ def test_a_frame_whose_time_is_not_known_yet_stops_its_journal_and_no_other(
     assert sorted(patient for _, patient in queued(db)) == ["Patient/1", "Patient/2"]
 
 
+def test_a_kit_with_little_to_derive_goes_before_one_with_a_backlog(
+    db: sqlite3.Connection, kit: KitJournal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(derive, "CHUNK_RECORDS", 8)
+    for _ in range(20):
+        kit.frame(OXIMETER, SPOT, spot())
+    kit.store(db)
+    other = KitJournal("HW-0002", b"journal2", number=2)
+    other.create(db)
+    given(db, other.kit, patient="Patient/2")
+    other.begin()
+    other.frame(OXIMETER, SPOT, spot())
+    other.store(db)
+    Deriver().chunk(db, now_ms=NOW)
+    assert queued(db)[0] == (1, "Patient/2")
+
+
 def test_a_setting_without_an_answer_makes_a_sensors_clock_unknown(
     db: sqlite3.Connection, kit: KitJournal
 ) -> None:
@@ -456,3 +473,37 @@ async def test_run_derives_when_it_is_woken_and_wakes_the_outbox(store: Store) -
         await outbox_wake.wait()
         running.cancel()
     assert await store.read(queued) == [(1, "Patient/1")]
+
+
+async def test_derivation_gives_way_to_ingest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derive, "GIVE_WAY_S", 1e9)
+    outbox_wake, asked, quiet = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def busy() -> None:
+        asked.set()
+        await quiet.wait()
+
+    await with_patient(store)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        run = derive.run(store, asyncio.Event(), outbox_wake, quiet=busy, clock_ms=lambda: NOW)
+        running = tasks.create_task(run)
+        await asked.wait()
+        assert await store.read(queued) == []
+        quiet.set()
+        await outbox_wake.wait()
+        running.cancel()
+
+
+async def test_derivation_gives_way_for_so_long_only(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(derive, "GIVE_WAY_S", 0.01)
+    outbox_wake, never = asyncio.Event(), asyncio.Event()
+
+    async def busy() -> None:
+        await never.wait()
+
+    await with_patient(store)
+    async with asyncio.timeout(5), asyncio.TaskGroup() as tasks:
+        run = derive.run(store, asyncio.Event(), outbox_wake, quiet=busy, clock_ms=lambda: NOW)
+        running = tasks.create_task(run)
+        await outbox_wake.wait()
+        running.cancel()

@@ -12,7 +12,7 @@ import pytest
 from wire import JOURNAL, NONCE, UPTIME_MS, batch, broken, frame, frames, lost
 
 from gateway.message import Ack, decode_ack
-from gateway.record import LOST, encode
+from gateway.record import LOST, NO_OFFSET, encode
 from sync_service import batches, ingest, store
 from sync_service.batches import QUARANTINED_PER_KIT
 from sync_service.ingest import GROUP_LIMIT, QUEUE_LIMIT, Ingest, offset_min
@@ -30,8 +30,14 @@ class Kits:
         self.acks: list[tuple[str, Ack]] = []
         self.now_ms = NOW_MS
         self.wake = asyncio.Event()
+        self.clock_sure = True
         self.ingest = Ingest(
-            opened, self._acked, self.wake, zone=ZoneInfo("Europe/London"), clock_ms=lambda: self.now_ms
+            opened,
+            self._acked,
+            self.wake,
+            zone=ZoneInfo("Europe/London"),
+            clock_ms=lambda: self.now_ms,
+            clock_sure=lambda: self.clock_sure,
         )
 
     def _acked(self, topic: str, whole: bytes) -> None:
@@ -96,6 +102,18 @@ async def test_the_receipt_of_a_boot_is_its_first_batch(kits: Kits) -> None:
     await kits.send(batch(boot=2, uptime_ms=50))
     rows = await kits.rows("select boot, uptime_ms, received_ms from receipt order by boot")
     assert rows == [(1, 100, NOW_MS), (2, 50, NOW_MS + 900)]
+
+
+async def test_while_the_clock_is_in_doubt_acks_carry_no_time_and_receipts_bound_nothing(kits: Kits) -> None:
+    kits.clock_sure = False
+    ack = await kits.send(batch(frames(1, 3), first=1))
+    assert ack == Ack(JOURNAL, NONCE, 3, 1, 3, None, None, NO_OFFSET), "it is stored, and acked"
+    assert await kits.rows("select * from receipt") == []
+    kits.clock_sure = True
+    kits.now_ms += 700
+    ack = await kits.send(batch(uptime_ms=900, acked_through=3))
+    assert ack is not None and (ack.utc_ms, ack.offset_min) == (NOW_MS + 700, 60)
+    assert await kits.rows("select boot, uptime_ms, received_ms from receipt") == [(1, 900, NOW_MS + 700)]
 
 
 async def test_a_batch_sent_twice_gets_the_same_ack_and_stores_nothing_twice(kits: Kits) -> None:
@@ -368,6 +386,16 @@ async def test_a_full_queue_says_so_and_has_room_again(kits: Kits) -> None:
     assert not kits.ingest.is_full
     await kits.ingest.idle()
     assert len(kits.acks) == sequence
+
+
+async def test_ingest_is_quiet_when_all_is_stored_and_nothing_more_comes(kits: Kits) -> None:
+    await asyncio.wait_for(kits.ingest.quiet(), 5)
+    kits.ingest.offer(f"homeward/1/{KIT}/up", batch(frames(1, 2)))
+    waiting = asyncio.create_task(kits.ingest.quiet())
+    await kits.ingest.idle()
+    kits.ingest.offer(f"homeward/1/{KIT}/up", batch(frames(3, 4), first=3))
+    await waiting
+    assert await kits.sequences() == [1, 2, 3, 4]
 
 
 def test_the_offset_is_that_of_the_homes() -> None:
