@@ -58,7 +58,7 @@ class Kit:
         )
         self.supervisor = Supervisor(self.clock)
         self.stored = self.supervisor.alive("storage", STORAGE_MS)
-        self.networks = Networks(self.gateway.append_event)
+        self.networks = Networks(self.gateway.append_event, self.gateway.may_speak)
         self.wifi = Wifi(identity.networks, identity.kit, see=self._see_network)
         self.link = Link(
             self.gateway,
@@ -116,6 +116,7 @@ class Kit:
                 clock.set_utc_s(utc_s)
                 self.identity.keep_utc_s(utc_s)
             self.networks.settle(now_ms)
+            self.radio.settle(now_ms)
             self.gateway.rim["radio"] = self.radio.works
             self.front.show(connected=self.link.is_connected, radio_works=self.radio.works)
             await asyncio.sleep_ms(0 if more else _HOUSEKEEPING_MS)

@@ -143,9 +143,9 @@ class Link:
             await self._subscribe(client)
             self.counters["connections"] += 1
             self.is_connected = self._stood = True
-            self._reached(NET_ONLINE)
             self._told_ms = -STATUS_EVERY_MS
             self._gateway.connected(self._clock.now_ms())
+            self._reached(NET_ONLINE)
             await self._carry(client)
         finally:
             self.is_connected = False
