@@ -71,6 +71,7 @@ class Kit:
             reached=self.wifi.reached,
             alive=self.supervisor.alive("uplink", UPLINK_MS),
         )
+        identity.forget_keys()
         self.front = Front(self.gateway, self.clock, identity, self.wifi, self.networks, indicator)
         self.radio = Radio(
             self.gateway,
