@@ -5,11 +5,12 @@ PYTHON ?= $(shell for python in python3 python3.14 python3.13 python3.12 python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 SEEDS ?= 20
-BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py) $(shell find firmware -name '*.py' 2>/dev/null)
+BOARD_FILES = $(wildcard gateway/*.py gateway/sensors/*.py hw/boards/HOMEWARD/*.py) $(shell find firmware -name '*.py' 2>/dev/null)
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-station check hil sim power-cuts bench bench-firmware bench-journal clean
+.PHONY: help setup demo test test-station station-walk check hil sim sim-mutants sim-demo power-cuts \
+	bench bench-firmware bench-journal clean
 
 help: ## print this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' Makefile | expand -t 16
@@ -41,10 +42,20 @@ test-station: $(VENV)/.test ## the bench: images, the real esptool against emula
 	@$(RUN) -m pytest tests/station $(ARGS) >&2
 	@$(RUN) -m tests.station.run
 
+station-walk: $(VENV)/.test ## one Kit over the bench and back, timed; label and receipt in build/station-walk
+	@$(RUN) -m hw.virtual.programs mosquitto micropython esp32-micropython >/dev/null
+	@$(RUN) -m tests.station.walk $(ARGS)
+
 hil: $(VENV)/.test ## the checks of a real board on a USB port; without one it says how to enable them
 	@$(RUN) -m hw.hil
 
-sim: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the first seed that breaks a promise
+sim: $(VENV)/.test ## SEEDS=20 simulated fortnights with every fault; ends with the seeds that broke a promise
+	@$(RUN) -m tests.simulation --seeds $(SEEDS) $(ARGS)
+
+sim-mutants: $(VENV)/.test ## known mistakes, each put into a copy of the code: the simulation has to find them all
+	@$(RUN) -m tests.simulation.mutants $(ARGS)
+
+sim-demo: $(VENV)/.test ## the demo over SEEDS=20 seeds, with faults; fails with the first seed that breaks a promise
 	@$(RUN) -m hw.virtual.programs mosquitto >/dev/null
 	@$(RUN) -m tests.demo_sweep --seeds $(SEEDS) $(ARGS)
 

@@ -10,7 +10,9 @@ cert     blob  certificate of this Kit, DER
 key      blob  its private key, DER
 wipe     i32   1: begin a new Journal and forget every Sensor at the next boot, once
 pair_s   i32   let unknown Sensors bond for so long after the next boot, once
+selftest i32   1: test everything at the next boot, until all has passed once
 stream_s i32   of continuous oximetry, keep one value in so many seconds (1 to 600; 60 when it is not there)
+sntp     blob  name of an SNTP server to ask while the service gives no time; none when it is not there
 utc_s    i32   the latest time that was known, in seconds since 2000
 portal_key  blob  key of the set-up page's Wi-Fi, 8 to 63 characters, as on the label; without it the page
                never opens
@@ -53,6 +55,7 @@ class Identity:
         self.ca = self._blob("ca")
         self.certificate = self._blob("cert")
         self.key = self._blob("key")
+        self.sntp = self._text("sntp")
         self.utc_s = self._number("utc_s", 0) + _TO_2000_S
         self.stream_window_ms = self._number("stream_s", STREAM_WINDOW_MS // 1000) * 1000
         if not 0 < self.stream_window_ms <= STREAM_WINDOW_MAX_MS:
@@ -66,6 +69,15 @@ class Identity:
     def wiped(self) -> None:
         """The new Journal has begun."""
         self._forget("wipe")
+
+    @property
+    def test_asked(self) -> bool:
+        """Whether the Station has asked for the self-test."""
+        return self._number("selftest", 0) == 1
+
+    def tested(self) -> None:
+        """It has passed."""
+        self._forget("selftest")
 
     def take_pairing_s(self) -> int:
         """How long unknown Sensors may bond from now on. Asked for once, given once."""
@@ -106,6 +118,13 @@ class Identity:
             if default is None:
                 raise IdentityError(key) from None
             return default
+
+    def _text(self, key: str) -> str:
+        """Empty when it is not there."""
+        try:
+            return self._blob(key).decode()
+        except IdentityError:
+            return ""
 
     def _number(self, key: str, default: "int | None" = None) -> int:
         try:

@@ -17,6 +17,7 @@ from firmware.identity import Identity, IdentityError
 from firmware.indicator import Indicator
 from firmware.mqtt import Link, tls_context
 from firmware.radio import Radio
+from firmware.sntp import Sntp
 from firmware.supervisor import RADIO_MS, STORAGE_MS, UPLINK_MS, Supervisor
 from firmware.wifi import Wifi
 from firmware.wire import Wire
@@ -87,12 +88,15 @@ class Kit:
         now_ms = self.clock.now_ms()
         self.gateway.start(now_ms, cause=board.reset_cause())
         self.gateway.open_pairing(now_ms, self.identity.take_pairing_s() * 1000)
+        if self.identity.test_asked:  # at the bench alone: in a home its code shall take no heap
+            __import__("firmware.self_test").self_test.begin(self)
         keep = self.supervisor.keep
         await asyncio.gather(
             self.supervisor.run(),
             keep("radio", self.radio.run),
             keep("wifi", self.wifi.run),
             keep("link", self.link.run),
+            keep("sntp", Sntp(self.gateway, self.clock, self.identity.sntp, self.wifi.is_online).run),
             keep("journal", self._keep_house),
             keep("button", self.front.button.run),
             keep("front", self.front.run),

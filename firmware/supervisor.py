@@ -48,6 +48,10 @@ class Supervisor:
         seen()
         return seen
 
+    def seen_ms(self, part: str) -> int:
+        """When the part has last shown life."""
+        return self._seen_ms[part]
+
     def silent(self) -> "list[str]":
         """The parts that show no life."""
         now_ms = self._clock.now_ms()

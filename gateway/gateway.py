@@ -7,11 +7,12 @@ The rule kept here: a value is in the Journal before anything else happens with 
 described in the same Journal before it.
 """
 
-from gateway.errors import JournalError, SensorError
+from gateway.errors import FormatError, JournalError, SensorError
 from gateway.limits import MAX_SENSORS, SPEAK_AFTER_MS, STREAM_WINDOW_MS
 from gateway.peek import is_live
 from gateway.port import const
 from gateway.record import (
+    ANCHOR,
     BATTERY,
     BOND_CHANGED,
     BOND_MADE,
@@ -24,14 +25,17 @@ from gateway.record import (
     SENSOR_CONNECTED,
     SENSOR_DISCONNECTED,
     SENSOR_FAILED,
+    SNTP_REFUSED,
     Event,
     Sensor,
     SensorClock,
+    encode_anchor,
     encode_event,
     encode_sensor,
     encode_sensor_clock,
 )
 from gateway.sensor_session import SENSOR_SERVICES, SensorSession
+from gateway.sntp import BELIEVED, EXCLUDED, SLOW, Sntp, answer, judge, moved
 from gateway.status import encode_status
 from gateway.stream import Stream
 
@@ -56,9 +60,9 @@ _BOND_EVENTS = (BOND_MADE, BOND_CHANGED)
 _LINK_EVENT_EVERY_MS = const(600_000)
 """A Sensor that fails whenever it is called shall not fill the Journal; counters tell how often."""
 
-COUNTERS = ("sessions", "failures", "strangers", "scan_failures", "thinned")
+COUNTERS = ("sessions", "failures", "strangers", "scan_failures", "thinned", "sntp_refused")
 """Sessions begun, those that failed, adverts of Sensors that are not bonded, scans begun again; streamed
-values left out."""
+values left out; answers of an SNTP server that were not believed."""
 
 
 class Gateway:
@@ -96,6 +100,7 @@ class Gateway:
         self._pairing_until_ms = 0
         self._anchor: tuple[Anchor, int] | None = None  # of this boot, and the uptime of its receipt
         self._said_ms: dict[tuple[int, int], int] = {}  # uptime of the last link event of a code and Sensor
+        self.sntp = Sntp()
         self._begun: tuple[int, int] | None = None  # uptime and cause, until BOOTED says it
         uplink.peek.marks = self._marks
 
@@ -213,6 +218,32 @@ class Gateway:
         anchor = self.uplink.receive_ack(whole, now_ms)
         if anchor is not None:
             self._anchor = (anchor, now_ms)
+            if self.sntp.is_excluded_by(anchor, now_ms):
+                self._refuse_sntp(EXCLUDED, now_ms)
+
+    def wants_sntp(self, now_ms: int) -> bool:
+        """Whether to ask an SNTP server, if there is one: the service has not given the time for a while."""
+        return self.sntp.is_due(now_ms, None if self._anchor is None else self._anchor[1])
+
+    def receive_sntp(self, packet: bytes, nonce: bytes, *, sent_ms: int, now_ms: int, floor_ms: int) -> None:
+        """Take an SNTP server's answer; whatever it is, nothing is raised. UTC is past `floor_ms`."""
+        try:
+            utc_ms = answer(packet, nonce)
+        except FormatError:
+            self.counters["sntp_refused"] += 1
+            return
+        known = None if self._anchor is None else moved(self._anchor[0], now_ms - self._anchor[1])
+        reason, anchor = judge(utc_ms, now_ms - sent_ms, floor_ms, known)
+        self.sntp.told(anchor, now_ms, reason)
+        if reason == BELIEVED:
+            self._append(ANCHOR, encode_anchor(anchor), now_ms)
+        else:
+            self._refuse_sntp(reason, now_ms)
+
+    def _refuse_sntp(self, reason: int, now_ms: int) -> None:
+        self.counters["sntp_refused"] += 1
+        if reason != SLOW:
+            self.append_event(SNTP_REFUSED, 0, bytes([reason]), now_ms)
 
     def local_time(self, now_ms: int) -> "tuple[int, int] | None":
         """Return the home's wall time in ms since 1970 and its UTC offset in minutes; None: not known yet."""

@@ -10,7 +10,7 @@ What is overwritten, rotten, in a bad block or skipped after a torn tail is all 
 
 Mount only reads. It takes the highest block number, walks that block, and appends go on behind its last
 Record. If something else than 0xFF follows (a program was torn) the block is left as it is: the next append
-begins a new block, and first a block's worth of sequences is skipped, so that none is ever used twice.
+begins a new block, with the sequence it would have if the one before were full, so that none is used twice.
 
 Locks. `append_frame` runs in the indication handler and may preempt everything else here at any bytecode
 that does not hold the lock. Under the lock the main loop writes one Record and never erases. To erase, it
@@ -617,18 +617,20 @@ class Journal:
 
     def _recover(self) -> None:
         """Find the head behind the newest block's last Record."""
-        tail = self._walk(self._newest)
+        number, first = self._newest, self.next_sequence
+        tail = self._walk(number)
         clean = is_erased(self._flash, tail, self._end, self._scratch)
-        begun = self._last_begun()
-        if begun > self._newest:
-            self._newest = begun
-            self._target = begun + 1
-            self._walk(begun)
+        self._newest = self._last_begun()
+        if self._newest > number:
+            self._target = self._newest + 1
+            self._walk(self._newest)
             clean = False
         self._head = tail if clean else self._end
         if not clean:
             self._torn = True
-            self.next_sequence += self._sequences(1)
+            # As if all of these blocks were full: no matter how much of them the next boot can still read.
+            full = first + self._sequences(self._newest - number + 1)
+            self.next_sequence = max(self.next_sequence, full)
 
     def _sequences(self, blocks: int) -> int:
         """How many so many blocks can hold."""
@@ -661,21 +663,16 @@ class Journal:
     def _last_begun(self) -> int:
         """Return the number of the last block that was begun: the newest, or one whose header is rotten.
 
-        Without this look the sequences in that one would be used twice. A block in which nothing can be read
-        was begun if the one after it is erased: blocks are erased in their order.
+        Without this look the sequences in that one would be used twice. The blocks in between may be bad.
         """
-        found, unread = self._newest, -1
+        found = self._newest
         for number in range(self._newest + 1, self._newest + RESERVE_BLOCKS + 2):
             start = self._start(number)
             stop = start + self._flash.block_bytes
-            if read_header(self._flash, number % self._blocks, self._scratch) is not None:
-                unread = -1
-            elif is_erased(self._flash, start + HEADER_BYTES, stop, self._scratch):
-                found = max(found, unread)
-            elif self._holds_newer(number, stop):
-                found = number
-            else:
-                unread = number
+            if read_header(self._flash, number % self._blocks, self._scratch) is None and not is_erased(
+                self._flash, start + HEADER_BYTES, stop, self._scratch
+            ):
+                found = number if self._holds_newer(number, stop) else found
         return found
 
     def _holds_newer(self, number: int, stop: int) -> bool:

@@ -49,6 +49,9 @@ seen at 40."""
 SENSOR_DRIFT_PPM = const(500)
 """Bound of a cuff's clock: 43 s a day. 2 minutes within hours has been seen only when the clock was
 stepped."""
+SNTP_BOUND_MS = const(5_000)
+"""Bound of an SNTP server that has not been caught lying: one that smears a leap second is off by 0.5 s, a
+router that asks upstream once a day by some seconds."""
 MAX_ROUND_TRIP_MS = const(60_000)
 """An Ack that took longer gives no time: its uncertainty would be wider than receipt itself."""
 

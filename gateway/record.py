@@ -80,6 +80,7 @@ HANDLER_RESTARTED = const(11)
 ERASED_LATE = const(12)  # the handler had to erase: no reserve block was left
 REPLAYED = const(13)  # u32 first sequence sent again at the service's request
 UPDATE_ENDED = const(14)
+SNTP_REFUSED = const(15)  # u8 reason (sntp.py)
 NETWORK = const(20)  # u8 place in the list of known networks, u8 state: how that one stands from now on
 RADIO_MISSING = const(21)  # u8 1: Bluetooth can't be had, 0: it can again
 PORTAL = const(22)  # u8: what has happened to the set-up page

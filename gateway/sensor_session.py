@@ -15,8 +15,8 @@ what comes after.
                                                    to value
     COLLECT       none: wait for 2 s without a     EVENT SENSOR_DRAINED
                   new indicated value
-    CLOCK_WRITE   write the home's local time, if  SENSOR_CLOCK "set"       SENSOR_CLOCK "set" without a
-                  the Gateway knows it                                      value: nobody knows its time
+    CLOCK_WRITE   write the home's local time, if  (SENSOR_CLOCK "set"      SENSOR_CLOCK "set" without a
+                  the Gateway knows it             stands already)          value: nobody knows its time
     CLOCK_VERIFY  read it back                     SENSOR_CLOCK "after"     go on
     BATTERY       read 2A19                        EVENT BATTERY            go on
     STAY          none, until the link ends: collects new values; a time that has only now become known goes
@@ -168,7 +168,7 @@ class SensorSession:
             (self._subscribe, self._pass, self._not_subscribed),
             (self._report, self._pass, self._report_refused),
             (self._collect, self._pass, self._pass),
-            (self._write_clock, self._clock_written, self._clock_unknown),
+            (self._write_clock, self._pass, self._clock_unknown),
             (self._verify_clock, self._clock_read, self._pass),
             (self._read_battery, self._battery_read, self._pass),
             (self._stay, self._pass, self._pass),
@@ -193,7 +193,7 @@ class SensorSession:
         self._drains = True
         # CLOCK_*
         self._clock = DATE_TIME_CHARACTERISTIC if DATE_TIME_CHARACTERISTIC in table else CURRENT_TIME
-        self._sent: tuple[bytes, int, int] | None = None  # the time, its UTC offset, the uptime when sent
+        self._sent: tuple[int, int] | None = None  # UTC offset of the time, and the uptime when sent
         log.append_event(SENSOR_CONNECTED, sensor, b"", now_ms)
 
     # --- What the rim asks and tells ------------------------------------------------------------------------
@@ -384,22 +384,16 @@ class SensorSession:
             return None
         local_ms, offset_min = local
         value = encode_clock(self._clock, local_ms)
-        self._sent = (value, offset_min, now_ms)
+        self._sent = (offset_min, now_ms)
+        # First: a power cut after the write would leave a step of the clock that nobody knows of.
+        self._log.append_clock(self._sensor, CLOCK_SET, offset_min, self._clock, value, now_ms)
         return (WRITE, self._clock, value)
-
-    def _clock_written(self, step: "Step", value: bytes, now_ms: int) -> None:
-        self._append_set(believed=True)
 
     def _clock_unknown(self, step: "Step", reason: bytes, now_ms: int) -> None:
         """Nobody knows whether the Sensor took the time: a new epoch of its clock, without a value."""
-        self._append_set(believed=False)
-
-    def _append_set(self, *, believed: bool) -> None:
         if self._sent is not None:
-            value, offset_min, sent_ms = self._sent
-            self._log.append_clock(
-                self._sensor, CLOCK_SET, offset_min, self._clock, value if believed else b"", sent_ms
-            )
+            offset_min, sent_ms = self._sent
+            self._log.append_clock(self._sensor, CLOCK_SET, offset_min, self._clock, b"", sent_ms)
 
     # --- BATTERY and STAY -----------------------------------------------------------------------------------
 

@@ -7,6 +7,10 @@ them is wrong and nobody knows which: then the answer spans all of them. A boot 
 between the boots before it (or the floor) and what came after it: the next boot, or the service's clock at
 receipt.
 
+An ANCHOR from an SNTP server is a hint: nobody vouches for it. It is used only in a boot without another
+ANCHOR, and only while the Journal's hints have been compared with ANCHORs of other boots (closely, once) and
+nothing has ever excluded one: neither an ANCHOR, nor what came before and after, nor another hint.
+
 A Sensor's own clock counts in local time, perhaps wrong. What helps is not what it shows but how its
 difference to true time behaved: in a stretch between two reads whose difference stayed the same (within
 SENSOR_DRIFT_PPM) the clock ran, and a timestamp from it is as good as the two reads. The Kit reads the
@@ -19,7 +23,7 @@ what was told of it before is then told again, narrower.
 
 from collections import namedtuple
 
-from gateway.limits import ANCHOR_EVERY_MS, DRIFT_PPM, SENSOR_DRIFT_PPM
+from gateway.limits import ANCHOR_EVERY_MS, DRIFT_PPM, SENSOR_DRIFT_PPM, SNTP_BOUND_MS
 from gateway.port import const
 from gateway.reading import CONTINUOUS, OLDEST_SET_YEAR, Reading, seconds_of
 from gateway.record import CLOCK_AFTER, CLOCK_SET
@@ -38,6 +42,10 @@ SYNCED = "synced"
 EXTRAPOLATED = "extrapolated"
 SENSOR_CORRECTED = "sensor_corrected"
 BRACKETED = "bracketed"
+
+# What an ANCHOR says of a hint.
+CONFIRMED = const(1)
+EXCLUDED = const(2)
 
 CLOCK_LATENCY_MS = const(2_000)
 """From a Sensor's look at its clock to our noting the answer, or from noting a set to its effect. The Gateway
@@ -78,6 +86,8 @@ class Timebase:
         self._boots: dict[int, _Boot] = {}
         self._newest = -1
         self._brackets: dict[int, tuple[int, int | None]] | None = None
+        self.has_hints = False
+        self._hints_hold: bool | None = None  # None: to be found anew
 
     def not_before(self, utc_ms: int) -> None:
         """Nothing in this Journal is older (provisioning)."""
@@ -98,6 +108,24 @@ class Timebase:
         self._boot(boot).add_anchor((uptime_ms, utc_ms - uncertainty_ms - 1, utc_ms + uncertainty_ms + 1))
         self._change()
 
+    def add_hint(self, boot: int, uptime_ms: int, utc_ms: int, uncertainty_ms: int) -> None:
+        """An SNTP server says that at this uptime it was `utc_ms`, give or take `uncertainty_ms`."""
+        self.seen(boot, uptime_ms)
+        self.has_hints = True
+        known = self._boot(boot)
+        if known.hints is None:
+            known.hints = _Boot()
+        spread_ms = max(uncertainty_ms, SNTP_BOUND_MS) + 1
+        known.hints.add_anchor((uptime_ms, utc_ms - spread_ms, utc_ms + spread_ms))
+        self._change()
+
+    def hints_hold(self) -> bool:
+        """Whether hints are believed in boots without an ANCHOR."""
+        if self._hints_hold is None:
+            judged = [self._judge_hints(boot) for boot in self._boots if self._boots[boot].hints is not None]
+            self._hints_hold = CONFIRMED in judged and EXCLUDED not in judged
+        return self._hints_hold
+
     def add_receipt(self, boot: int, uptime_ms: int, utc_ms: int) -> None:
         """The service got the boot's first Batch, sent at this uptime, at `utc_ms` of its clock."""
         self.seen(boot, uptime_ms)
@@ -111,9 +139,17 @@ class Timebase:
         known = self._boots.get(boot)
         if known is not None and known.anchors:
             return known.time_of(uptime_ms)
-        if boot >= self._newest:
-            return None
-        return self._between_neighbours(boot, uptime_ms)
+        bracket = self._between_neighbours(boot, uptime_ms) if boot < self._newest else None
+        if known is None or known.hints is None or not self.hints_hold():
+            return bracket
+        hinted = known.hints.time_of(uptime_ms)
+        if bracket is None:
+            return Time(hinted.earliest_ms, hinted.latest_ms, EXTRAPOLATED)
+        earliest, latest = (
+            max(hinted.earliest_ms, bracket.earliest_ms),
+            min(hinted.latest_ms, bracket.latest_ms),
+        )
+        return Time(earliest, latest, EXTRAPOLATED)
 
     def agrees(self, boot: int) -> bool:
         """Whether the boot's ANCHORs allow for each other. Where not, its times span what each says."""
@@ -140,7 +176,35 @@ class Timebase:
 
     def _change(self) -> None:
         self.changes += 1
-        self._brackets = None
+        self._brackets = self._hints_hold = None
+
+    def _judge_hints(self, boot: int) -> int:
+        """CONFIRMED, EXCLUDED, or 0: nothing to compare the boot's hints with."""
+        known = self._boots[boot]
+        hints = known.hints
+        assert hints is not None
+        if not hints.agrees():
+            return EXCLUDED
+        judged = 0
+        for uptime_ms, earliest, latest in hints.anchors:
+            told: Time | None
+            if known.anchors:
+                told = known.time_of(uptime_ms)
+            else:
+                told = self._between_neighbours(boot, uptime_ms) if boot < self._newest else None
+            if told is None:
+                continue
+            if told.latest_ms < earliest or latest < told.earliest_ms:
+                return EXCLUDED
+            # Close enough for the server to be within SNTP_BOUND_MS, however the round trip was divided.
+            less_ms = latest - earliest - 2 * SNTP_BOUND_MS
+            if (
+                known.anchors
+                and earliest + less_ms <= told.earliest_ms
+                and told.latest_ms <= latest - less_ms
+            ):
+                judged = CONFIRMED
+        return judged
 
     def _between_neighbours(self, boot: int, uptime_ms: int) -> "Time | None":
         self.seen(boot, uptime_ms)
@@ -178,6 +242,7 @@ class _Boot:
         self.last_ms = 0
         self.anchors: list[tuple[int, int, int]] = []  # by uptime
         self.receipt: tuple[int, int] | None = None
+        self.hints: _Boot | None = None
         self._combined: list[tuple[int, int, int]] | None = None
         self._agree = True
 
@@ -260,6 +325,8 @@ class SensorTimeline:
         self._shown: int | None = None
         self._last_kind = 0
         self._drained: list[tuple[int, int]] = []
+        # When it was last asked since when the Sensor had been empty: which of these, `changes`, the answer.
+        self._empty: tuple[tuple[int, int], int, int] = ((0, 0), -1, 0)
         self._disproved = False
 
     def clock_read(self, kind: int, boot: int, uptime_ms: int, date_time: "tuple[int, ...] | None") -> None:
@@ -454,8 +521,11 @@ class SensorTimeline:
         """Earliest ms of a value that may have waited in the Sensor."""
         for drained in reversed(self._drained):
             if drained < at:  # in the same ms: perhaps only after the value had come
-                time = self._timebase.time_of(*drained)
-                return self._timebase.floor_ms if time is None else time.earliest_ms
+                if self._empty[:2] != (drained, self._timebase.changes):
+                    time = self._timebase.time_of(*drained)
+                    earliest_ms = self._timebase.floor_ms if time is None else time.earliest_ms
+                    self._empty = (drained, self._timebase.changes, earliest_ms)
+                return self._empty[2]
         return self._timebase.floor_ms
 
 

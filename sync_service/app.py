@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sync_service import console, derive
+from sync_service import console, derive, early, station_api
 from sync_service.clock import UNCONFIRMED, Clock, Look
 from sync_service.config import Config
 from sync_service.hub import Hub
@@ -93,6 +93,7 @@ class App:
                     ("derive", self._derive),
                     ("outbox", self._outbox.run),
                     ("console", self._console),
+                    ("station", self._serve_station),
                     ("state", self._write_state),
                     ("ready", self._say_ready),
                 )
@@ -155,7 +156,7 @@ class App:
         before_ms = self._clock.now_ms()
         shown_ms = await self._store.read(utc_ms)
         look = Look(before_ms, self._clock.now_ms(), shown_ms, 1)
-        self._clock.heard("the Store", look)
+        self._clock.heard("the Store", look, confirms=False)
         await self._hub.ask_time()
 
     async def _derive(self) -> None:
@@ -163,6 +164,7 @@ class App:
             self._store,
             self._derive_wake,
             self._outbox_wake,
+            ahead=early.measure,
             quiet=self._ingest.quiet,
             max_bracket_ms=self._config.max_bracket_ms,
         )
@@ -171,6 +173,10 @@ class App:
         config = self._config
         host, port = config.console_host, config.console_port
         await console.run(self._store, host=host, port=port, clock=self._clock)
+
+    async def _serve_station(self) -> None:
+        if self._config.station is not None:
+            await station_api.run(self._store, self._config, self._config.station)
 
     # --- What others see of it ------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import orjson
 
 from gateway.errors import FormatError, Truncated, Unknown
 from gateway.limits import MAX_BATCH_BYTES
-from gateway.message import PEEK, Batch, decode_batch
+from gateway.message import PEEK, WHOLE, Batch, decode_batch
 from gateway.record import FRAME, LOST, ROTTEN, Lost, Record, decode_body, encode_lost, scan
 
 KIT = re.compile(r"[A-Z0-9][A-Z0-9-]{1,15}")
@@ -53,6 +53,12 @@ class Arrival(NamedTuple):
     def is_peek(self) -> bool:
         """Whether its Records lie out of order and come again in their place."""
         return bool(self.batch.flags & PEEK)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a peek that holds all that its Frames need, and all of that has come."""
+        whole = PEEK | WHOLE
+        return self.batch.flags & whole == whole and bool(self.records) and not self.broken
 
 
 def decode(topic: str, whole: bytes, received_ms: int) -> Arrival | Said | Refusal:

@@ -99,6 +99,9 @@ class _Group:
             self._records(journal, arrival)
         for piece in arrival.broken:
             self._quarantine(kit, "record broken", piece)
+        if arrival.is_whole:
+            last = max(arrival.spans)[1]
+            self._db.execute(_PEEK, (journal.number, batch.first, last, batch.acked_through))
         through = _extend(journal.through, arrival.spans)
         if arrival.records:
             through = self._beyond(journal.number, through)
@@ -208,6 +211,7 @@ _NEW_JOURNAL = """
     returning journal, through, derived_through"""
 # The first Batch of a boot stays: it is the tightest bound for what came before it.
 _RECEIPT = "insert or ignore into receipt (journal, boot, uptime_ms, received_ms) values (?, ?, ?, ?)"
+_PEEK = "insert or ignore into peek (journal, first, last, after_sequence) values (?, ?, ?, ?)"
 _STORED = """
     select type, version, sequence, boot, uptime_ms, body from record
     where journal = ? and sequence in ({})"""

@@ -1,9 +1,11 @@
 """The service's own clock, and whether it may give time to anyone (DESIGN 8).
 
-Two witnesses are asked: the Store (another machine's clock, where it is a server) and the Hub (the Date of
-each of its answers). The rule: no time is given before a witness has confirmed ours, while one contradicts
-it, when it has been set since, or when nobody has confirmed it for a day. Who is right does not matter: a
-Kit without time waits, a Kit with a wrong time lies. Nothing has to be reset: the next look decides anew.
+Two witnesses are asked: the Store, which may be on another machine, and the Hub, by the Date of each of its
+answers. Either contradicts; the Hub alone confirms, since a Store in a file has our own clock. The rule: no
+time is given before ours has been confirmed, while a witness contradicts it, when it has been set since, or
+when nobody has confirmed it for a day. Who is right does not matter: a Kit without time waits, a Kit with a
+wrong time lies. Nothing has to be reset: the next look decides anew. While the Hub is away nothing could be
+delivered, so that little is lost by waiting.
 
 An Ack then carries no time, and what is received bounds nothing (`Ingest`).
 """
@@ -48,20 +50,21 @@ class Clock:
         self._doubts: dict[str, str] = {}  # witness -> what it says against us
         self._confirmed: tuple[int, int] | None = None  # wall and steady time when one agreed
 
-    def heard(self, witness: str, look: Look) -> None:
-        """A witness has shown its clock."""
+    def heard(self, witness: str, look: Look, *, confirms: bool = True) -> None:
+        """A witness has shown its clock. One that does not confirm can only contradict."""
         off_ms = look.off_by_ms()
         if abs(off_ms) > BOUND_MS:
             ahead = "ahead of" if off_ms > 0 else "behind"
             self._doubts[witness] = f"the service's clock is {abs(off_ms) // 1000} s {ahead} {witness}'s"
             return
         self._doubts.pop(witness, None)
-        if look.after_ms - look.before_ms <= BOUND_MS:
+        if confirms and look.after_ms - look.before_ms <= BOUND_MS:
             self._confirmed = (self.now_ms(), self._steady_ms())
 
     def silent(self, witness: str) -> None:
-        """It answers, and tells no time: it neither doubts nor confirms."""
+        """It answers and tells no time, though RFC 9110 wants that: nobody else can be asked, ours stands."""
         self._doubts.pop(witness, None)
+        self._confirmed = (self.now_ms(), self._steady_ms())
 
     @property
     def doubt(self) -> str | None:

@@ -16,15 +16,25 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from sync_service import assignments, identity, outbox
+from sync_service import assignments, identity, life, outbox, technicians
 from sync_service.app import STATE_FILE, is_running, serve
 from sync_service.assignments import AssignmentError
-from sync_service.config import Config, ConfigError, load
+from sync_service.config import FILE_NAME, Config, ConfigError, load
 from sync_service.identity import IdentityError
+from sync_service.life import LifeError
 from sync_service.store import StoreError, audit, connect
+from sync_service.technicians import TechnicianError
 
 T = TypeVar("T")
 Row = dict[str, Any]
+
+_REFUSALS = (ConfigError, IdentityError, StoreError, AssignmentError, LifeError, TechnicianError)
+_STATION = """
+[station]
+host = "{listen}"
+port = {port}
+kit_host = "{kit_host}"
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ConfigError, IdentityError, StoreError, AssignmentError, sqlite3.Error, OSError) as error:
+    except (*_REFUSALS, sqlite3.Error, OSError) as error:
         print(f"homeward-sync: {error}", file=sys.stderr)
         return 1
     return 0
@@ -68,27 +78,65 @@ def _kit_add(options: argparse.Namespace) -> None:
     config = load(options.dir)
 
     def add(db: sqlite3.Connection) -> Path:
-        if db.execute("select 1 from kit where kit = ?", (options.kit,)).fetchone():
-            raise IdentityError(f"Kit {options.kit} is there already")
-        db.execute(
-            "insert into kit (kit, state, created_ms) values (?, 'active', ?)", (options.kit, _now_ms())
-        )
+        life.add(db, options.kit, life.PROVISIONED, who=getpass.getuser(), now_ms=_now_ms())
         return identity.add_kit(config.folder, options.kit)
 
-    print(f"made {_change(config, 'kit add', options.kit, add)}")
+    print(f"made {_written(config, add)}")
 
 
 def _kit_revoke(options: argparse.Namespace) -> None:
     config = load(options.dir)
+    step = life.Step(options.kit, "revoke", getpass.getuser(), _now_ms())
 
     def revoke(db: sqlite3.Connection) -> None:
-        if not db.execute("update kit set state = 'revoked' where kit = ?", (options.kit,)).rowcount:
-            raise IdentityError(f"Kit {options.kit} is not known")
+        life.take(db, step)
+        if (config.folder / f"ca/issued/{options.kit}.pem").exists():  # else it has never had one
+            identity.revoke_kit(config.folder, options.kit)
 
-    _change(config, "kit revoke", options.kit, revoke)
-    identity.revoke_kit(config.folder, options.kit)
+    _written(config, revoke)
     print(f"Kit {options.kit} is revoked: nothing more of it is stored.")
     print("Send SIGHUP to Mosquitto and it can't connect again either.")
+
+
+def _kit_history(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    with closing(connect(config.store)) as db:
+        _show(options, life.history(db, options.kit))
+
+
+def _technician_add(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    token = _change(
+        config, "technician add", options.name, lambda db: technicians.add(db, options.name, _now_ms())
+    )
+    print(token)
+    print(f"The token of {options.name}, shown this once. It goes into a file of mode 0600.", file=sys.stderr)
+
+
+def _technician_revoke(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    _change(
+        config, "technician revoke", options.name, lambda db: technicians.revoke(db, options.name, _now_ms())
+    )
+    print(f"the token of {options.name} is refused from now on")
+
+
+def _technician_list(options: argparse.Namespace) -> None:
+    with closing(connect(load(options.dir).store)) as db:
+        _show(options, technicians.everybody(db))
+
+
+def _station(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    if config.station is not None:
+        raise ConfigError(f"{config.folder / FILE_NAME} has a [station] already")
+    listen, port = options.listen, options.port or identity.free_port(options.listen)
+    identity.station_pair(config.folder, [*options.name, listen])
+    text = _STATION.format(listen=listen, port=port, kit_host=options.kit_host or config.broker.host)
+    _change(config, "station", f"{listen} port {port}", lambda db: None)
+    with (config.folder / FILE_NAME).open("a") as file:
+        file.write(text)
+    print(f"the Station's API will listen on {listen} port {port} from the next `homeward-sync serve` on")
 
 
 def _kit_list(options: argparse.Namespace) -> None:
@@ -112,7 +160,7 @@ def _assign(options: argparse.Namespace) -> None:
         )
 
     detail = f"{options.kit} {episode} {options.patient} from {_utc(start_ms)}"
-    number = _change(config, "assign", detail, assign)
+    number = _change(config, "assign", detail, assign, options.kit)
     _show(options, [{"assignment": number, "kit": options.kit, "episode": episode, "start": _utc(start_ms)}])
 
 
@@ -120,7 +168,9 @@ def _return(options: argparse.Namespace) -> None:
     config = load(options.dir)
     end_ms = _time(options.at, config.zone)
     detail = f"{options.kit} at {_utc(end_ms)}"
-    ended = _change(config, "return", detail, lambda db: assignments.end(db, options.kit, end_ms))
+    ended = _change(
+        config, "return", detail, lambda db: assignments.end(db, options.kit, end_ms), options.kit
+    )
     _show(options, [{"kit": options.kit, "end": _utc(end_ms), **ended._asdict()}])
 
 
@@ -169,7 +219,7 @@ def _status(options: argparse.Namespace) -> None:
 # --- The Store ----------------------------------------------------------------------------------------------
 
 _KITS = """
-    select kit.kit, kit.state, kit.created_ms, kit.seen_ms, kit.status_ms, assignment.episode
+    select kit.kit, kit.state, kit.life, kit.created_ms, kit.seen_ms, kit.status_ms, assignment.episode
     from kit left join assignment on assignment.kit = kit.kit and assignment.end_ms is null
     order by kit.kit"""
 _READINGS = """
@@ -198,13 +248,29 @@ _TOTALS = """
         (select count(*) from quarantine) as quarantined"""
 
 
-def _change(config: Config, action: str, detail: str, work: Callable[[sqlite3.Connection], T]) -> T:
+def _change(
+    config: Config,
+    action: str,
+    detail: str,
+    work: Callable[[sqlite3.Connection], T],
+    kit: str | None = None,
+) -> T:
     """Run `work` and note it in the audit log, in one transaction. Raises what `work` raises, StoreError."""
+
+    def change(db: sqlite3.Connection) -> T:
+        result = work(db)
+        audit(db, _now_ms(), getpass.getuser(), action, detail, kit)
+        return result
+
+    return _written(config, change)
+
+
+def _written(config: Config, work: Callable[[sqlite3.Connection], T]) -> T:
+    """Run `work` in one transaction. Raises what it raises, StoreError."""
     with closing(connect(config.store)) as db:
         db.execute("begin immediate")
         try:
             result = work(db)
-            audit(db, _now_ms(), getpass.getuser(), action, detail)
         except BaseException:
             db.rollback()
             raise
@@ -298,11 +364,13 @@ def _parser() -> argparse.ArgumentParser:
 
     _command(commands, "serve", _serve, "run the service", [where])
     kit = commands.add_parser("kit", help="add, revoke or list Kits").add_subparsers(
-        required=True, metavar="add|revoke|list"
+        required=True, metavar="add|revoke|list|history"
     )
     _command(kit, "add", _kit_add, "make a Kit's certificate", [where]).add_argument("kit")
     _command(kit, "revoke", _kit_revoke, "store nothing more of a Kit", [where]).add_argument("kit")
     _command(kit, "list", _kit_list, "every Kit and whom it is with", [where, form])
+    _command(kit, "history", _kit_history, "all that was done with a Kit", [where, form]).add_argument("kit")
+    _station_commands(commands, where, form)
 
     assign = _command(commands, "assign", _assign, "give a Kit to a patient", [where, form])
     assign.add_argument("kit")
@@ -323,6 +391,29 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "counters", _counters, "what was refused or repeated", [where, form])
     _command(commands, "status", _status, "how the service is", [where, form])
     return parser
+
+
+def _station_commands(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    where: argparse.ArgumentParser,
+    form: argparse.ArgumentParser,
+) -> None:
+    """What lets the technicians' bench in."""
+    station = _command(commands, "station", _station, "let the technicians' bench in: its API", [where])
+    station.add_argument(
+        "--name", action="append", default=[], help="host name or address that the bench knows; repeat"
+    )
+    station.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="that the API listens on")
+    station.add_argument("--port", type=int, default=0, help="of the API (default: a free one)")
+    station.add_argument(
+        "--kit-host", metavar="HOST", help="the broker as Kits know it (default: broker.host)"
+    )
+    people = commands.add_parser("technician", help="who may use the bench").add_subparsers(
+        required=True, metavar="add|revoke|list"
+    )
+    _command(people, "add", _technician_add, "make a token; it is shown once", [where]).add_argument("name")
+    _command(people, "revoke", _technician_revoke, "refuse a token", [where]).add_argument("name")
+    _command(people, "list", _technician_list, "everybody who has or had a token", [where, form])
 
 
 def _command(

@@ -19,6 +19,14 @@ conditional_create_races = false        # true: search before a retry
 [console]
 host = "127.0.0.1"
 port = 8090
+
+[station]                               # optional: the API of the technicians' bench
+host = "0.0.0.0"
+port = 8443
+certificate = "station/server.pem"
+key = "station/server.key"
+kit_host = "homeward.example"           # the broker as Kits know it (default: broker.host)
+self_test_days = 30                     # an older self-test does not let a Kit leave
 """
 
 import tomllib
@@ -33,6 +41,7 @@ T = TypeVar("T")
 FILE_NAME = "sync.toml"
 _SQLITE = "sqlite:///"
 _MAX_BRACKET_MIN = 7 * 24 * 60  # beyond a week nobody would call it a time
+_MAX_SELF_TEST_DAYS = 366  # a battery and a radio that were tested last year say nothing
 _KINDS = {str: "a text", int: "a whole number", bool: "true or false", dict: "a table"}
 
 
@@ -70,6 +79,18 @@ class HubAddress:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StationApi:
+    """Where the Station's API listens, and what it tells the Station. The private key stays in its file."""
+
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+    kit_host: str
+    self_test_days: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """What the service needs to run."""
 
@@ -81,6 +102,7 @@ class Config:
     hub: HubAddress
     console_host: str
     console_port: int
+    station: StationApi | None = None
 
 
 def load(folder: Path) -> Config:
@@ -103,6 +125,10 @@ class _Table:
 
     def __init__(self, name: str, content: dict[str, Any]) -> None:
         self._name, self._content = name, content
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._content
 
     def take(self, key: str, kind: type[T], default: T | None = None) -> T:
         value = self._content.pop(key, default)
@@ -134,13 +160,14 @@ class _Table:
 
 def _config(table: _Table, folder: Path) -> Config:
     broker, hub, console = table.table("broker"), table.table("hub"), table.table("console")
+    broker_host = broker.take("host", str)
     config = Config(
         folder=folder,
         store=store_path(table.take("store", str, "sqlite:///store.sqlite"), folder),
         zone=zone_of(table.take("time_zone", str, "Europe/London")),
         max_bracket_ms=_bracket_ms(table.take("max_bracket_min", int, 720)),
         broker=Broker(
-            host=broker.take("host", str),
+            host=broker_host,
             port=broker.port("port", 8883),
             ca=broker.file("ca", folder, "ca/ca.pem"),
             certificate=broker.file("certificate", folder, "service/service.pem"),
@@ -153,10 +180,29 @@ def _config(table: _Table, folder: Path) -> Config:
         ),
         console_host=console.take("host", str, "127.0.0.1"),
         console_port=console.port("port", 8090),
+        station=_station(table.table("station"), folder, broker_host),
     )
     for one in (table, broker, hub, console):
         one.end()
     return config
+
+
+def _station(station: _Table, folder: Path, broker_host: str) -> StationApi | None:
+    if station.is_empty:
+        return None
+    days = station.take("self_test_days", int, 30)
+    if not 0 < days <= _MAX_SELF_TEST_DAYS:
+        raise ConfigError(f"station.self_test_days must be between 1 and {_MAX_SELF_TEST_DAYS}, not {days}")
+    found = StationApi(
+        host=station.take("host", str, "127.0.0.1"),
+        port=station.port("port", 8443),
+        certificate=station.file("certificate", folder, "station/server.pem"),
+        key=station.file("key", folder, "station/server.key"),
+        kit_host=station.take("kit_host", str, broker_host),
+        self_test_days=days,
+    )
+    station.end()
+    return found
 
 
 def store_path(url: str, folder: Path) -> Path:

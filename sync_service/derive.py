@@ -20,19 +20,19 @@ import sqlite3
 import struct
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from gateway import record
 from gateway.errors import FormatError, Unknown
 from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
 from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_body
-from gateway.sensors import can_store, decode, is_measurement
+from gateway.sensors import can_store, decode, essence, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
-from sync_service.assignments import Assignment, bind, of_kit, place
+from sync_service.assignments import Assignment, bind, of_kit, place, take_back
 from sync_service.redate import News, redate
 from sync_service.store import Store, StoreUnavailable, count
 
@@ -56,6 +56,7 @@ MAX_BRACKET_MS = 43_200_000
 
 BOND_CHANGED = "the bond with the Sensor has changed: it may be another one"
 NO_SENSOR = "the Sensor's description is missing"
+SELF_TEST = "a self-test of the bench: no Sensor has measured it"
 
 
 class Moment(NamedTuple):
@@ -95,20 +96,31 @@ class Derived(NamedTuple):
     queued: int
 
 
+Ahead = Callable[[sqlite3.Connection], list[Measurement]]
+"""Finds what can be derived ahead of its Journal's cursor (early.py)."""
+
+
+def nothing_ahead(db: sqlite3.Connection) -> list[Measurement]:
+    """Everything waits for its turn."""
+    return []
+
+
 async def run(
     store: Store,
     wake: asyncio.Event,
     outbox_wake: asyncio.Event,
     *,
+    ahead: Ahead = nothing_ahead,
     quiet: Callable[[], Awaitable[None]] | None = None,
     max_bracket_ms: int = MAX_BRACKET_MS,
     clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+    poll_s: float = POLL_S,
 ) -> None:
     """Derive until cancelled. Ingest sets `wake` after a commit; this sets `outbox_wake` after a row.
 
     `quiet` returns when ingest has nothing to do: derivation gives way to it.
     """
-    deriver = Deriver(max_bracket_ms=max_bracket_ms)
+    deriver = Deriver(ahead=ahead, max_bracket_ms=max_bracket_ms)
     while True:
         wake.clear()
         try:
@@ -121,7 +133,7 @@ async def run(
             log.warning("derivation waits: %s", error)  # the disk is full or locked; nothing is lost
             await asyncio.sleep(POLL_S)
         with suppress(TimeoutError):
-            async with asyncio.timeout(POLL_S):
+            async with asyncio.timeout(poll_s):
                 await wake.wait()
 
 
@@ -136,9 +148,11 @@ async def _give_way(quiet: Callable[[], Awaitable[None]] | None) -> None:
 class Deriver:
     """Derivation of all Journals, a chunk at a time."""
 
-    def __init__(self, *, max_bracket_ms: int = MAX_BRACKET_MS) -> None:
+    def __init__(self, *, ahead: Ahead = nothing_ahead, max_bracket_ms: int = MAX_BRACKET_MS) -> None:
+        self._ahead = ahead
         self._max_bracket_ms = max_bracket_ms
         self._journals: dict[int, Journal] = {}
+        self._passed: list[tuple[Journal, int]] = []  # sequences of Readings that have another time now
         self._stopped: dict[int, int] = {}  # Journal -> `through` at which its next Frame had no time yet
 
     async def step(self, store: Store, now_ms: int) -> Derived:
@@ -149,11 +163,14 @@ class Deriver:
             # The contexts are ahead of the cursors now; they are built anew from the Records.
             self._journals.clear()
             self._stopped.clear()
+            self._passed.clear()
             raise
 
     def chunk(self, db: sqlite3.Connection, *, now_ms: int) -> Derived:
-        """Derive at most CHUNK_RECORDS in the caller's transaction."""
-        records = 0
+        """Derive at most CHUNK_RECORDS in the caller's transaction, and what can be derived ahead."""
+        early = self._ahead(db)
+        queued = self._store(db, early, now_ms, early=True)
+        records = len(early)
         found: list[Measurement] = []
         moved: list[tuple[int, int]] = []
         looked_at: list[Journal] = []
@@ -165,15 +182,20 @@ class Deriver:
                 moved.append((journal.cursor, journal.number))
             if records >= CHUNK_RECORDS:
                 break
-        queued = self._store(db, found, now_ms)
+        queued += self._store(db, found, now_ms)
         db.executemany("update journal set derived_through = ? where journal = ?", moved)
         for journal in {one.journal.number: one.journal for one in found}.values():
             queued += self._disprove(db, journal, now_ms)
+        passed, self._passed = self._passed, []
+        for journal, sequence in passed:
+            queued += self._redate(db, journal, News(sequence, sequence, True), now_ms)
         for journal in looked_at:
             if (news := journal.take_news()) is not None:
-                place_again = partial(_Placer(db, self._max_bracket_ms).place, journal)
-                queued += redate(db, journal, news, place_again, now_ms)
+                queued += self._redate(db, journal, news, now_ms)
         return Derived(records, queued)
+
+    def _redate(self, db: sqlite3.Connection, journal: "Journal", news: News, now_ms: int) -> int:
+        return redate(db, journal, news, partial(_Placer(db, self._max_bracket_ms).place, journal), now_ms)
 
     def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
         for number, through, cursor, kit, journal_id, floor_ms, episode in db.execute(_WITH_WORK).fetchall():
@@ -194,11 +216,13 @@ class Deriver:
         """Take the Journal's next Records; return how many were taken."""
         journal.look_ahead(db)
         rows = db.execute(_RECORDS, (journal.number, journal.cursor, journal.through, limit)).fetchall()
-        for taken, (sequence, type, version, boot, uptime_ms, body) in enumerate(rows):
+        for taken, (sequence, type, version, boot, uptime_ms, body, *derived) in enumerate(rows):
             at = Moment(sequence, boot, uptime_ms)
             try:
                 if type != record.FRAME:
                     journal.learn(type, version, at, body)
+                elif derived[0] is not None:
+                    self._pass(db, journal, _frame(version, body), at, derived)
                 elif not self._frame(journal, _frame(version, body), at, found):
                     self._stopped[journal.number] = journal.through
                     return taken
@@ -219,8 +243,31 @@ class Deriver:
         found.append(measurement)
         return True
 
-    def _store(self, db: sqlite3.Connection, found: list[Measurement], now_ms: int) -> int:
-        """Write the Readings and Outbox rows; return how many were queued."""
+    def _pass(
+        self, db: sqlite3.Connection, journal: "Journal", frame: Frame, at: Moment, derived: Sequence[Any]
+    ) -> None:
+        """Pass a Frame that has its Reading: derived early, or before a Record came late.
+
+        Its key stays. Its time is that of all others now, and a bond that had changed takes it back.
+        """
+        one = journal.measure(frame, at)
+        if one is None:
+            return
+        if one.barred is not None:
+            self._bar(db, journal, derived[0], one.barred)
+        elif one.time != tuple(derived[1:]):
+            self._passed.append((journal, at.sequence))
+
+    def _bar(self, db: sqlite3.Connection, journal: "Journal", reading: int, reason: str) -> None:
+        if db.execute(_BAR, (reading,)).rowcount:
+            take_back(db, [reading], reason)
+            count(db, journal.kit, "early Readings taken back", 1)
+            log.error("Kit %s: a Reading was derived before a Record that speaks against it", journal.kit)
+
+    def _store(
+        self, db: sqlite3.Connection, found: list[Measurement], now_ms: int, *, early: bool = False
+    ) -> int:
+        """Write the Readings and Outbox rows; return how many were queued. `early`: those alone."""
         if not found:
             return 0
         known = _known(db, {one.content for one in found if not one.streamed})
@@ -228,8 +275,10 @@ class Deriver:
         placer = _Placer(db, self._max_bracket_ms)
         readings, outbox = [], []
         for one in found:
+            row, patient = _row(reading + 1, one, known, placer, now_ms)
+            if early and patient is None:
+                continue  # held, or a repeat: that is for its turn
             reading += 1
-            row, patient = _row(reading, one, known, placer, now_ms)
             readings.append(row)
             if patient:
                 outbox.append((reading, patient, now_ms))
@@ -294,6 +343,7 @@ class Journal:
         self._looked_through = 0
         self._receipt_boot = -1
         self._news: News | None = None
+        self._hints_held: bool | None = None  # None: not looked at since this start
         self._anchor_at = 0  # sequence of the last ANCHOR that was looked at
         self._boots: dict[int, int] = {}  # boot -> sequence of the last ANCHOR before it
         self._sources: dict[int, Source] = {}
@@ -318,12 +368,12 @@ class Journal:
 
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
+        told = self._timebase.changes
         for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
             self._timebase.add_receipt(boot, uptime_ms, received_ms)
             self._receipt_boot = boot
         if self._looked_through == self.through:
             return
-        told = self._timebase.changes
         since = self._anchor_at
         anchored: set[int] = set()
         ahead = db.execute(_CONTEXT, (self.number, self._looked_through, self.through))
@@ -334,7 +384,7 @@ class Journal:
                 with suppress(FormatError):  # quarantined when it is read in its place
                     anchor = decode_body(type, version, body)
                     assert isinstance(anchor, Anchor)
-                    self._timebase.add_anchor(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
+                    self._add_anchor(boot, uptime_ms, anchor)
                     self._anchor_at = sequence
                     if sequence <= self.cursor:  # used already: a Reading after it can't be news
                         told, since = self._timebase.changes, sequence
@@ -343,9 +393,17 @@ class Journal:
         self._looked_through = self.through
         if self._timebase.changes != told:
             self._add_news(News(since, self.cursor, False))
+        if self._timebase.has_hints and self._hints_held != (hold := self._timebase.hints_hold()):
+            self._hints_held = hold
+            self._add_news(News(0, self.cursor, not hold))
         for boot in anchored:
             if not self._timebase.agrees(boot):
                 self._add_news(News(self._boots[boot], self.cursor, True))
+
+    def _add_anchor(self, boot: int, uptime_ms: int, anchor: Anchor) -> None:
+        is_hint = anchor.source == record.FROM_SNTP
+        add = self._timebase.add_hint if is_hint else self._timebase.add_anchor
+        add(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
 
     def take_news(self) -> News | None:
         """What has become known of times that Readings have already."""
@@ -369,6 +427,10 @@ class Journal:
             learned = decode_body(type, version, body)
         except Unknown:
             return  # of a later release, or none of ours
+        self.take(learned, at)
+
+    def take(self, learned: object, at: Moment) -> None:
+        """Take the decoded body of a Record that is no Frame."""
         if isinstance(learned, Sensor):
             self._learn_sensor(learned)
         elif isinstance(learned, SensorClock):
@@ -396,6 +458,16 @@ class Journal:
             taken,
             source.barred,
         )
+
+    def source_of(self, reference: int) -> Source | None:
+        """The Sensor as described so far, None when it is not."""
+        return self._sources.get(reference)
+
+    def forget_clocks(self) -> None:
+        """Records are missing here: begin anew with what clocks showed, and when Sensors were empty."""
+        for source in self._sources.values():
+            source.stands_still = source.disproved
+            source.timeline = SensorTimeline(self._timebase)
 
     def time_of(self, source: Source, frame: Frame, at: Moment) -> Time | None:
         """When the Frame's value was taken, as known now."""
@@ -456,7 +528,9 @@ class Journal:
 
     def _unknown(self, reference: int) -> Source:
         name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"
-        return self._sources.setdefault(reference, Source(name, self._timebase, NO_SENSOR))
+        # No Sensor has reference 0: such a Frame never becomes anybody's.
+        barred = NO_SENSOR if reference else SELF_TEST
+        return self._sources.setdefault(reference, Source(name, self._timebase, barred))
 
     def _remember(self, version: int, body: bytes) -> None:
         try:
@@ -498,8 +572,8 @@ def sensor_identity(address: bytes, items: dict[int, bytes]) -> str:
 
 
 def content_of(identity: str, characteristic: int, value: bytes) -> bytes:
-    """Hash of a measurement's content (DESIGN 9.2): 16 bytes."""
-    text = f"homeward-reading-1|{identity}|{characteristic:04x}|{value.hex()}"
+    """Hash of a measurement's content (DESIGN 9.2): 16 bytes. Whether it comes from storage is none of it."""
+    text = f"homeward-reading-1|{identity}|{characteristic:04x}|{essence(characteristic, value).hex()}"
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
@@ -607,12 +681,11 @@ _WITH_WORK = """
     left join assignment on assignment.assignment = journal.assignment
     where journal.derived_through < journal.through
     order by journal.through - journal.derived_through"""
-# The next Records of a Journal. A Record that came late moves the cursor back: those after it have theirs.
+# The next Records of a Journal. Some have their Reading: derived early, or before a Record came late.
 _RECORDS = """
-    select sequence, type, version, boot, uptime_ms, body from record
-    where journal = ? and sequence > ? and sequence <= ? and not exists (
-        select 1 from reading where reading.journal = record.journal and reading.sequence = record.sequence)
-    order by sequence limit ?"""
+    select record.sequence, type, version, boot, uptime_ms, body, reading, earliest_ms, latest_ms, quality
+    from record left join reading using (journal, sequence)
+    where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
 # What is no Frame: few, and in an index of their own.
 _CONTEXT = """
     select type, version, sequence, boot, uptime_ms, body from record
@@ -636,6 +709,7 @@ _INSERT_READING = """
         earliest_ms, latest_ms, quality, state, reason, barred, assignment, derived_ms)
     values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _INSERT_OUTBOX = "insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)"
+_BAR = "update reading set barred = 1 where reading = ? and barred = 0 and state <> 'repeat'"
 _INSERT_QUARANTINE = """
     insert into quarantine (kit, reason, content, received_ms) values (?, ?, ?, ?) on conflict do nothing"""
 # What a Sensor sent in this Journal and was taken for a repeat.

@@ -7,7 +7,7 @@ delivery without an answer is repeated. Repeating is safe, since every create is
 
 import asyncio
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
@@ -61,7 +61,10 @@ class Held(NamedTuple):
 
 
 class Hub:
-    """One Hub. Use as an async context manager; raises nothing that the Hub can cause."""
+    """One Hub. Use as an async context manager; raises nothing that the Hub can cause.
+
+    `session` is for who brings connections of their own (a proxy, another transport), and closes them.
+    """
 
     def __init__(
         self,
@@ -71,6 +74,7 @@ class Hub:
         connections: int = 16,
         answer_s: float = ANSWER_S,
         clock: Clock | None = None,
+        session: aiohttp.ClientSession | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._headers = {"Accept": FHIR_JSON}
@@ -78,7 +82,7 @@ class Hub:
             self._headers["Authorization"] = f"Bearer {token}"
         self._connections, self._answer_s = connections, answer_s
         self._clock = clock or Clock()
-        self._session: aiohttp.ClientSession | None = None
+        self._session = session
         self._references: dict[str, str] = {}  # Kit or Sensor identity -> 'Device/7'
         # Two deliveries that meet the same new Sensor would race in the Hub's conditional create.
         self._making = asyncio.Lock()
@@ -99,17 +103,16 @@ class Hub:
 
     async def deliver(self, entries: Sequence[bytes]) -> list[Answer] | Answer:
         """Send the entries as one batch Bundle; return an Answer for each, or one for the whole request."""
-        body = b'{"resourceType":"Bundle","type":"batch","entry":[%b]}' % b",".join(entries)
-        answer, content = await self._request("POST", "", body)
+        answer, content = await self._request("POST", "", batch(entries))
         return entry_answers(content, len(entries)) if answer.ok else answer
 
     async def gateway(self, kit: str) -> Answer:
         """The Kit's Gateway as a Device: ok with its reference, or why not."""
-        return await self._device(f"kit {kit}", gateway_device(kit))
+        return await self._device(f"kit {kit}", lambda: gateway_device(kit))
 
     async def sensor(self, identity: str, characteristic: int) -> Answer:
         """The Sensor as a Device: ok with its reference, or why not."""
-        return await self._device(f"sensor {identity}", sensor_device(identity, characteristic))
+        return await self._device(f"sensor {identity}", lambda: sensor_device(identity, characteristic))
 
     def forget_devices(self) -> None:
         """Ask for every Device again: the Hub may have been restored to a time before it knew them."""
@@ -161,18 +164,21 @@ class Hub:
         await self._request("HEAD", "/metadata")
 
     def _look(self, response: aiohttp.ClientResponse, before_ms: int) -> None:
-        """An answer of a cache (RFC 9111: it has an Age) shows when that was filled."""
-        at = None if "Age" in response.headers else http_date(response.headers.get("Date", ""))
+        """An answer of a cache (RFC 9111: it has an Age) shows when that was filled: it says nothing."""
+        at = http_date(response.headers.get("Date", ""))
+        if "Age" in response.headers:
+            return
         if at is None:
             self._clock.silent(WITNESS)
         else:
             shown_ms = int(at.timestamp()) * 1000
             self._clock.heard(WITNESS, Look(before_ms, self._clock.now_ms(), shown_ms, DATE_MS))
 
-    async def _device(self, name: str, device: Json) -> Answer:
+    async def _device(self, name: str, make: Callable[[], Json]) -> Answer:
         async with self._making:
             if name in self._references:
                 return Answer(200, location=self._references[name])
+            device = make()
             answers = await self.deliver([_device_entry(device)])
             answer = answers[0] if isinstance(answers, list) else answers
             if answer.ok and not answer.reference:
@@ -212,6 +218,14 @@ class Hub:
             return _no_answer("the Hub did not answer in time"), None
         except (aiohttp.ClientError, OSError) as error:
             return _no_answer(f"the Hub is not reached: {type(error).__name__}"), None
+
+
+def batch(entries: Sequence[bytes]) -> bytes:
+    """The entries as a Bundle, in one join: it has 200 kB, and each copy takes longer than an Observation."""
+    parts = list(entries)
+    parts[0] = b'{"resourceType":"Bundle","type":"batch","entry":[' + parts[0]
+    parts[-1] += b"]}"
+    return b",".join(parts)
 
 
 def entry_answers(content: Any, count: int) -> list[Answer] | Answer:

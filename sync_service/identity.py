@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -158,6 +159,48 @@ def add_kit(folder: Path, kit: str) -> Path:
     return place
 
 
+def sign_kit(folder: Path, kit: str, request: str) -> str:
+    """Certify the key of a CSR (PEM) that the Station has made; return the certificate, PEM.
+
+    The Kit's certificate before it is revoked first, so that a Kit has one identity at a time. Only the
+    request's key is used: names and extensions are ours. Raises IdentityError.
+    """
+    key = _requested_key(kit, request)
+    authority = _authority(folder)
+    path = folder / f"ca/issued/{kit}.pem"
+    if path.exists():
+        revoke_kit(folder, kit)
+    certificate = _pem(_certify(authority, kit, key))
+    _write(path, certificate)
+    return certificate.decode()
+
+
+def station_pair(folder: Path, names: Sequence[str]) -> None:
+    """Make the certificate that the Station knows the service's API by. Raises IdentityError."""
+    if not names:
+        raise IdentityError("name the host or address that the Station reaches this service at")
+    place = folder / "station"
+    place.mkdir(mode=0o700, exist_ok=True)
+    issued = _issue(_authority(folder), "station", [_general_name(name) for name in dict.fromkeys(names)])
+    _write_pair(place, "server", issued)
+
+
+def _requested_key(kit: str, request: str) -> ec.EllipticCurvePublicKey:
+    try:
+        asked = x509.load_pem_x509_csr(request.encode())
+        valid, key = asked.is_signature_valid, asked.public_key()
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise IdentityError("the certificate request can't be read") from None
+    if not valid:
+        raise IdentityError("the certificate request is not signed by its own key")
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise IdentityError("a Kit's key is P-256: the request has another one")
+    names = [one.value for one in asked.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    if names != [kit]:
+        raise IdentityError(f"the certificate request is not for Kit {kit}")
+    return key
+
+
 def revoke_kit(folder: Path, kit: str) -> None:
     """Put the Kit's certificate into the CRL; the broker reads it at SIGHUP. Raises IdentityError."""
     path = folder / f"ca/issued/{kit}.pem"
@@ -200,13 +243,22 @@ def _make_authority() -> _Issued:
 def _issue(authority: _Issued, name: str, alternatives: Sequence[x509.GeneralName] = ()) -> _Issued:
     """A certificate as long-lived as the CA: a server's for its alternative names, else a client's."""
     key = ec.generate_private_key(ec.SECP256R1())
+    return _Issued(_certify(authority, name, key.public_key(), alternatives), key)
+
+
+def _certify(
+    authority: _Issued,
+    name: str,
+    key: ec.EllipticCurvePublicKey,
+    alternatives: Sequence[x509.GeneralName] = (),
+) -> x509.Certificate:
     ca = authority.certificate
     purpose = ExtendedKeyUsageOID.SERVER_AUTH if alternatives else ExtendedKeyUsageOID.CLIENT_AUTH
     signer = x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.key.public_key())
     builder = (
         x509.CertificateBuilder(ca.subject)
         .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
-        .public_key(key.public_key())
+        .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(ca.not_valid_before_utc)
         .not_valid_after(ca.not_valid_after_utc)
@@ -217,7 +269,7 @@ def _issue(authority: _Issued, name: str, alternatives: Sequence[x509.GeneralNam
     )
     if alternatives:
         builder = builder.add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
-    return _Issued(builder.sign(authority.key, hashes.SHA256()), key)
+    return builder.sign(authority.key, hashes.SHA256())
 
 
 def _usage(

@@ -90,7 +90,7 @@ class Ingest:
             await self._idle.wait()
             offered = self._offered
             await asyncio.sleep(QUIET_S)
-            if self._offered == offered:
+            if self._offered == offered and self._idle.is_set():
                 return
 
     async def run(self) -> None:
@@ -142,7 +142,8 @@ class Ingest:
         await asyncio.sleep(random.uniform(0, bound))
 
     def _ack(self, arrival: Arrival, kept: Kept) -> bytes:
-        now_ms = self._clock_ms() if self._clock_sure() else None
+        read_ms = self._clock_ms()  # before the question whether it was set
+        now_ms = read_ms if self._clock_sure() else None
         spans = arrival.spans or [(0, 0)]
         return encode_ack(
             Ack(

@@ -112,6 +112,10 @@ class Link:
         while True:
             await self._news.wait()
             while self._acks:
+                # A commit acks many Batches. aiomqtt makes a task for each that it waits for, so it waits for
+                # the last alone: when that has gone, those before it have, too.
+                while len(self._acks) > 1:
+                    client._client.publish(*self._acks.popleft())
                 await client.publish(*self._acks.popleft())
             self._news.clear()
             self._sent.set()

@@ -6,7 +6,7 @@
     never           one Observation without a value: dataAbsentReason, no category, no LOINC code (which by
                     FHIR's own rule would make it a vital sign)
 
-A Sensor's Observations differ in little: numbers, times, the key. So each kind is written once as JSON with
+Most Observations differ in little: numbers, times, whose they are. So each kind is written once as JSON with
 blanks for these (a form), and a Reading only fills them in. Values keep their precision (2.0 is not 2): they
 go as JSON text, never through a float.
 """
@@ -15,6 +15,7 @@ import re
 from datetime import datetime, tzinfo
 from decimal import ROUND_HALF_UP, Decimal
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import orjson
@@ -46,8 +47,8 @@ MMHG_PER_KPA = Decimal("7.50062")
 
 ERROR = "entered-in-error"
 """Status of what was said of the wrong patient."""
-FORMS = 2048
-"""Kinds kept: one for each Sensor, Journal and quality of time under delivery, 10 kB each."""
+FORMS = 512
+"""Kinds kept, 10 kB each. Whose a Reading is makes no new one: a dozen serve all Sensors of a sort."""
 _ROUTINE_WORDS = frozenset(
     {
         "validated data",
@@ -88,11 +89,6 @@ class _Kind(NamedTuple):
     values: tuple[tuple[str, str, str | None], ...]  # of each its name, unit and special
     status: tuple[str, ...]
     user: int | None
-    patient: str
-    sensor: str
-    gateway: str
-    kit: str
-    journal: str
     quality: str
     host_confirmed: bool
     possible_repeat: bool
@@ -104,19 +100,32 @@ class _Kind(NamedTuple):
         return all(name in numbers for name in names)
 
 
+class _Template:
+    """JSON with blanks."""
+
+    def __init__(self, json: Json) -> None:
+        text = orjson.dumps(json)
+        self._pick = itemgetter(*_BLANK.findall(text))
+        self._text = _BLANK.sub(b"%b", text.replace(b"%", b"%%"))
+
+    def filled(self, blanks: dict[bytes, bytes]) -> bytes:
+        filled: bytes = self._text % self._pick(blanks)
+        return filled
+
+
 class _Form(NamedTuple):
-    """One Observation with blanks, for `%` with what `_blanks` returns."""
+    """One Observation, for what `_blanks` returns."""
 
     suffix: str  # of its identifier, after the key
-    resource: bytes
-    entry: bytes  # of a batch Bundle, with the resource
+    resource: _Template
+    entry: _Template  # of a batch Bundle, with the resource
 
 
 def entries(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> dict[str, bytes]:
     """The Reading as entries of a batch Bundle, each a conditional create, by their identifier's value."""
     blanks = _blanks(reading, about, zone)
     forms = _forms(_kind(characteristic, reading, about))
-    return {about.key + form.suffix: form.entry % blanks for form in forms}
+    return {about.key + form.suffix: form.entry.filled(blanks) for form in forms}
 
 
 def observations(characteristic: int, reading: Reading, about: About, zone: tzinfo) -> dict[str, bytes]:
@@ -127,7 +136,7 @@ def observations(characteristic: int, reading: Reading, about: About, zone: tzin
     """
     blanks = _blanks(reading, about, zone)
     forms = _forms(_kind(characteristic, reading, about))
-    return {about.key + form.suffix: form.resource % blanks for form in forms}
+    return {about.key + form.suffix: form.resource.filled(blanks) for form in forms}
 
 
 def _kind(characteristic: int, reading: Reading, about: About) -> _Kind:
@@ -137,11 +146,6 @@ def _kind(characteristic: int, reading: Reading, about: About) -> _Kind:
         tuple([(value.name, value.unit, value.special) for value in reading.values]),
         reading.status,
         reading.user,
-        about.patient,
-        about.sensor,
-        about.gateway,
-        about.kit,
-        about.journal,
         about.quality,
         about.host_confirmed,
         about.possible_repeat,
@@ -181,6 +185,11 @@ def _blanks(reading: Reading, about: About, zone: tzinfo) -> dict[bytes, bytes]:
     earliest_ms, latest_ms = about.earliest_ms, about.latest_ms
     blanks = {
         b"key": about.key.encode(),
+        b"patient": orjson.dumps(about.patient),
+        b"sensor": orjson.dumps(about.sensor),
+        b"gateway": orjson.dumps(about.gateway),
+        b"kit": orjson.dumps(about.kit),
+        b"journal": orjson.dumps(about.journal),
         b"sequence": b"%d" % about.sequence,
         b"bound_ms": b"%d" % ((latest_ms - earliest_ms + 1) // 2),
     }
@@ -239,16 +248,11 @@ def _form(suffix: str, own: Json, kind: _Kind) -> _Form:
     }
     condition = _string(f"identifier={READING_ID}|\0key\0{suffix}")
     request = {"method": "POST", "url": "Observation", "ifNoneExist": condition}
-    return _Form(suffix, _compiled(resource), _compiled({"request": request, "resource": resource}))
-
-
-def _compiled(resource: Json) -> bytes:
-    """The JSON as a template for `%`."""
-    return _BLANK.sub(rb"%(\1)b", orjson.dumps(resource).replace(b"%", b"%%"))
+    return _Form(suffix, _Template(resource), _Template({"request": request, "resource": resource}))
 
 
 def _blank(name: str) -> orjson.Fragment:
-    """A number to be filled in."""
+    """A number or a whole string to be filled in."""
     return orjson.Fragment(f"\0{name}\0")
 
 
@@ -309,20 +313,20 @@ def _shared(kind: _Kind) -> Json:
     moment = {"effectiveDateTime": _string("\0instant\0")}
     bound = {"value": _blank("bound_ms"), "unit": "ms", "system": UCUM, "code": "ms"}
     time = [{"url": "quality", "valueCode": kind.quality}, {"url": "bound", "valueQuantity": bound}]
-    provenance = [
-        {"url": "kit", "valueString": kind.kit},
-        {"url": "journal", "valueString": kind.journal},
+    provenance: list[Json] = [
+        {"url": "kit", "valueString": _blank("kit")},
+        {"url": "journal", "valueString": _blank("journal")},
         {"url": "sequence", "valueUnsignedInt": _blank("sequence")},
     ]
     if kind.host_confirmed:
         provenance.append({"url": "host-confirmed", "valueBoolean": True})
     notes = _notes(kind)
     return {
-        "subject": {"reference": kind.patient},
-        "device": {"reference": kind.sensor},
+        "subject": {"reference": _blank("patient")},
+        "device": {"reference": _blank("sensor")},
         **(period if kind.quality == "bracketed" else moment),
         "extension": [
-            {"url": GATEWAY_DEVICE, "valueReference": {"reference": kind.gateway}},
+            {"url": GATEWAY_DEVICE, "valueReference": {"reference": _blank("gateway")}},
             {"url": READING_TIME, "extension": time},
             {"url": READING_PROVENANCE, "extension": provenance},
         ],

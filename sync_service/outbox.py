@@ -80,6 +80,14 @@ class Devices(NamedTuple):
     sensor: str
 
 
+class Claimed(NamedTuple):
+    """What may be delivered now."""
+
+    rows: dict[str, list[Row]]  # by patient, at most one Bundle's each
+    line: list[str]  # patients who have something due as well, longest due first
+    due_ms: int | None  # when the next row after these is due; None: there is none, or nobody has looked
+
+
 class Delivery(NamedTuple):
     """One Reading on its way: identifier value -> Bundle entry."""
 
@@ -101,14 +109,16 @@ class Outbox:
         parallel: int = PARALLEL_PATIENTS,
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         random: Random = uniform,
+        poll_s: float = POLL_S,
     ) -> None:
-        self._store, self._hub, self._wake = store, hub, wake
+        self._store, self._hub, self._wake, self._poll_s = store, hub, wake, poll_s
         self._zone, self._races, self._parallel = zone, conditional_create_races, parallel
         self._clock_ms, self._random = clock_ms, random
         self._before = (
             0  # Readings up to here were queued before this start: an attempt may have been cut off
         )
         self._busy: set[str] = set()  # patients with a Bundle under way
+        self._line: list[str] = []  # who else waited when somebody last looked
         self.breaker = Breaker(random)
         self.trouble: str | None = None  # why the last request failed as a whole; None: it went well
 
@@ -118,7 +128,7 @@ class Outbox:
         async with asyncio.TaskGroup() as deliveries:
             while True:
                 self._wake.clear()
-                wait_s = POLL_S
+                wait_s = POLL_S  # also where the Store can't be read now
                 with suppress(StoreUnavailable):
                     wait_s = await self._start_due(deliveries)
                 # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the wake.
@@ -131,14 +141,20 @@ class Outbox:
         now_ms = self._clock_ms()
         free = min(self._parallel - len(self._busy), self.breaker.allows(now_ms))
         if free <= 0:
-            return _seconds(self.breaker.open_until_ms - now_ms)  # or a delivery that ends wakes us
-        free_now = partial(claim, now_ms=now_ms, busy=frozenset(self._busy), patients=free)
-        claimed, due_ms = await self._store.read(free_now)
+            return self._seconds(self.breaker.open_until_ms - now_ms)  # or a delivery that ends wakes us
+        free_now = partial(
+            claim, now_ms=now_ms, busy=frozenset(self._busy), patients=free, line=tuple(self._line)
+        )
+        claimed, self._line, due_ms = await self._store.read(free_now)
         for patient, rows in claimed.items():
             self._busy.add(patient)
             self.breaker.started()
             deliveries.create_task(self._deliver(patient, rows), name="delivery")
-        return _seconds((due_ms or 0) - now_ms)
+        return self._seconds((due_ms or 0) - now_ms)
+
+    def _seconds(self, wait_ms: int) -> float:
+        """How long to sleep: what is due in the past is for somebody else to wake us for."""
+        return min(self._poll_s, wait_ms / 1000) if wait_ms > 0 else self._poll_s
 
     async def _deliver(self, patient: str, rows: list[Row]) -> None:
         try:
@@ -301,19 +317,30 @@ _CLAIM = """
 
 
 def claim(
-    db: sqlite3.Connection, *, now_ms: int, busy: frozenset[str], patients: int
-) -> tuple[dict[str, list[Row]], int | None]:
-    """What may be delivered now, and when the next row after that is due (None: there is none).
+    db: sqlite3.Connection,
+    *,
+    now_ms: int,
+    busy: frozenset[str],
+    patients: int,
+    line: Sequence[str] = (),
+) -> Claimed:
+    """Claim for at most `patients` patients who are not busy: of each one Bundle's rows, longest due first.
 
-    For each of at most `patients` patients who are not busy: at most one Bundle's rows, longest due first.
+    `line` is who was due by an earlier look: all of them have their turn before everybody is looked at again.
     """
-    waiting = [(patient, due_ms) for patient, due_ms in db.execute(_WAITING) if patient not in busy]
-    due = [patient for patient, due_ms in waiting if due_ms <= now_ms][:patients]
-    claimed = {
+    due, next_ms = [patient for patient in line if patient not in busy], None
+    if not due:
+        waiting = [(patient, due_ms) for patient, due_ms in db.execute(_WAITING) if patient not in busy]
+        due = [patient for patient, due_ms in waiting if due_ms <= now_ms]
+        next_ms = min((due_ms for patient, due_ms in waiting if due_ms > now_ms), default=None)
+    rows = {
         patient: [Row(*row) for row in db.execute(_CLAIM, (patient, now_ms, BUNDLE_READINGS))]
-        for patient in due
+        for patient in due[:patients]
     }
-    return claimed, min((due_ms for patient, due_ms in waiting if due_ms > now_ms), default=None)
+    claimed = {patient: found for patient, found in rows.items() if found}
+    if line and not claimed:  # what they had has been withdrawn
+        return claim(db, now_ms=now_ms, busy=busy, patients=patients)
+    return Claimed(claimed, due[patients:], next_ms)
 
 
 def _newest(db: sqlite3.Connection) -> int:
@@ -331,12 +358,10 @@ _RETRY = """
 _PARK = """
     update outbox set state = 'parked', attempts = attempts + 1, answer = ?
     where reading = ? and state = 'queued' and kind = ?"""
-# The Reading was dated again while it was under way, and what was sent does not hold.
+_TIMES = "select reading, earliest_ms, latest_ms from reading where reading in ({})"
 _AMEND = f"""
     update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?
-    where reading = ? and state = 'done' and exists (
-        select 1 from reading where reading.reading = outbox.reading
-            and (earliest_ms < ? - {ROUNDING_MS} or latest_ms > ? + {ROUNDING_MS}))"""
+    where reading = ? and state = 'done'"""
 # Retracted: now it can go to whom it belongs to, if that is known.
 _RELEASE = f"""
     update outbox set kind = '{CREATE}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
@@ -366,8 +391,8 @@ def settle(
     gone = len(done) - db.executemany(_DONE, done).rowcount if done else 0
     db.executemany(_RETRY, retry)
     db.executemany(_PARK, parked)
-    sent = [row for row in rows if row.kind != RETRACT]
-    db.executemany(_AMEND, [(now_ms, row.reading, row.earliest_ms, row.latest_ms) for row in sent])
+    redated = _redated(db, [row for row in rows if row.kind != RETRACT])
+    db.executemany(_AMEND, [(now_ms, reading) for reading in redated])
     retracted = [row.reading for row in rows if row.kind == RETRACT]
     db.executemany(_RELEASE, [(now_ms, reading) for reading in retracted])
     db.executemany(_END, [(reading,) for reading in retracted])
@@ -387,6 +412,19 @@ def settle(
         count(db, "", "delivered after withdrawal", gone)
 
 
+def _redated(db: sqlite3.Connection, rows: Sequence[Row]) -> list[int]:
+    """The Readings that were dated again while they were under way, so that what was sent does not hold."""
+    query = _TIMES.format(",".join("?" * len(rows)))
+    times = {reading: bound for reading, *bound in db.execute(query, [row.reading for row in rows])}
+    return [row.reading for row in rows if not _holds(row, *times[row.reading])]
+
+
+def _holds(row: Row, earliest_ms: int | None, latest_ms: int | None) -> bool:
+    if earliest_ms is None or latest_ms is None:
+        return True
+    return row.earliest_ms - ROUNDING_MS <= earliest_ms and latest_ms <= row.latest_ms + ROUNDING_MS
+
+
 def _named(row: Row) -> tuple[int, str]:
     return row.reading, row.kind
 
@@ -399,11 +437,6 @@ _REPLAY = """
 def replay(db: sqlite3.Connection, readings: Iterable[int], now_ms: int) -> int:
     """Put parked Readings back; return how many."""
     return sum(db.execute(_REPLAY, (now_ms, reading)).rowcount for reading in readings)
-
-
-def _seconds(wait_ms: int) -> float:
-    """How long to sleep: what is due in the past is for somebody else to wake us for."""
-    return min(POLL_S, wait_ms / 1000) if wait_ms > 0 else POLL_S
 
 
 def _frame(row: Row) -> Frame:

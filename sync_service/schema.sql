@@ -6,7 +6,11 @@ create table if not exists kit (
     created_ms  integer not null,
     status      text,                       -- the last retained status, JSON as the Kit sent it
     status_ms   integer,
-    seen_ms     integer                     -- receipt of the last good Batch
+    seen_ms     integer,                    -- receipt of the last good Batch
+    life        text not null default 'provisioned',    -- where it is between bench and patient: life.py
+    life_ms     integer,                    -- since when
+    labelled_ms integer,                    -- its label was printed
+    wiped_ms    integer                     -- what it has sent before belongs to a patient before
 );
 
 -- One Journal of one Kit: a Kit gets a new one at each wipe. It belongs to at most one Episode (P5).
@@ -36,6 +40,15 @@ create table if not exists record (
 
 -- Anchors, Sensor clocks, Sensors and events of a Journal are few: the timeline is rebuilt from them at a start.
 create index if not exists record_context on record (journal, sequence) where type <> 1;
+
+-- Peeks that hold all that their Frames need (gateway/message.py, WHOLE), until early derivation has looked at them.
+create table if not exists peek (
+    journal         integer not null,
+    first           integer not null,       -- of the window in which nothing is missing
+    last            integer not null,
+    after_sequence  integer not null,       -- what the Kit took for stored
+    primary key (journal, first, last)
+) without rowid;
 
 -- When each boot was heard of: the service's clock at the receipt of a Batch beside the Kit's uptime.
 create table if not exists receipt (
@@ -132,5 +145,47 @@ create table if not exists audit (
     at_ms   integer not null,
     who     text not null,
     action  text not null,
-    detail  text not null
+    detail  text not null,
+    kit     text                            -- whom it concerns, null: no Kit
 );
+create index if not exists audit_kit on audit (kit, id);
+
+-- A technician of the bench. The token itself is shown once and kept nowhere.
+create table if not exists technician (
+    name        text primary key,
+    token       blob not null unique,       -- SHA-256 of the token
+    created_ms  integer not null,
+    revoked_ms  integer
+);
+
+-- What the self-test of a Kit at the bench has found, check by check.
+create table if not exists self_test (
+    id       integer primary key,
+    kit      text not null references kit,
+    at_ms    integer not null,
+    who      text not null,
+    passed   integer not null,
+    content  text not null                  -- JSON [{"name", "passed", "detail"}]
+);
+create index if not exists self_test_kit on self_test (kit, id);
+
+-- A Sensor that travels with a Kit, and what the bench last did with it: bonded, emptied, cannot be emptied.
+create table if not exists sensor_mark (
+    kit      text not null references kit,
+    sensor   text not null,                 -- address as on the air, C0:FF:EE:00:00:01
+    mark     text not null,
+    note     text not null,
+    at_ms    integer not null,
+    who      text not null,
+    primary key (kit, sensor)
+) without rowid;
+
+-- The receipt of each wipe: the proof that nothing of the last patient is on the Kit.
+create table if not exists wipe (
+    id       integer primary key,
+    kit      text not null references kit,
+    at_ms    integer not null,
+    who      text not null,
+    receipt  text not null                  -- JSON, as printed
+);
+create index if not exists wipe_kit on wipe (kit, id);

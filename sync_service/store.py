@@ -25,7 +25,24 @@ from typing import Any, NamedTuple, Self, TypeVar
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+MIGRATIONS = {
+    1: (  # a Kit's life at the bench, and whom an entry of the audit log concerns; kinds of delivery
+        "alter table kit add column life text not null default 'provisioned'",
+        "alter table kit add column life_ms integer",
+        "alter table kit add column labelled_ms integer",
+        "alter table kit add column wiped_ms integer",
+        "alter table audit add column kit text",
+        "update kit set life = 'revoked' where state = 'revoked'",
+        """update kit set life = 'shipped' where state = 'active' and exists (
+            select 1 from assignment where assignment.kit = kit.kit and end_ms is null)""",
+        """update audit set kit = (
+            select kit.kit from kit where audit.detail = kit.kit or audit.detail like kit.kit || ' %')""",
+        "alter table outbox add column kind text not null default 'create'",
+        "drop index if exists reading_content",
+    ),
+}
+"""What turns a Store of this version into one of the next, before the schema adds what is new altogether."""
 BUSY_TIMEOUT_MS = 5_000
 """Another process (the command line) holds the write lock for milliseconds: after 5 s something is wrong."""
 MAX_GROUP = 256
@@ -236,8 +253,35 @@ def _prepare(db: sqlite3.Connection) -> None:
     if version > SCHEMA_VERSION:
         raise StoreError(f"the Store has version {version}, this release knows {SCHEMA_VERSION}: too old")
     if version < SCHEMA_VERSION:
-        schema = resources.files("sync_service").joinpath("schema.sql").read_text()
-        db.executescript(f"begin immediate; {schema} pragma user_version = {SCHEMA_VERSION}; commit;")
+        _migrate(db)
+
+
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring a Store of an earlier version, or a new one, to this release's: all of it or nothing."""
+    db.execute("begin immediate")
+    try:
+        (version,) = db.execute("pragma user_version").fetchone()  # another process may have done it by now
+        for number in range(version or SCHEMA_VERSION, SCHEMA_VERSION):
+            for statement in MIGRATIONS[number]:
+                db.execute(statement)
+        for statement in _statements(resources.files("sync_service").joinpath("schema.sql").read_text()):
+            db.execute(statement)
+        db.execute(f"pragma user_version = {SCHEMA_VERSION}")
+    except BaseException:
+        db.rollback()
+        raise
+    db.commit()
+
+
+def _statements(script: str) -> list[str]:
+    """The statements of a script; `executescript` would end the transaction that they belong to."""
+    found, rest = [], ""
+    for piece in script.splitlines(keepends=True):
+        rest += piece
+        if sqlite3.complete_statement(rest):
+            found.append(rest)
+            rest = ""
+    return found
 
 
 def _unavailable(error: sqlite3.Error) -> StoreUnavailable | None:
@@ -264,7 +308,7 @@ def _tell(ended: list[_Ended]) -> None:
 # --- What every part writes ---------------------------------------------------------------------------------
 
 _COUNT = "insert into counter values (?, ?, ?) on conflict do update set n = n + excluded.n"
-_AUDIT = "insert into audit (at_ms, who, action, detail) values (?, ?, ?, ?)"
+_AUDIT = "insert into audit (at_ms, who, action, detail, kit) values (?, ?, ?, ?, ?)"
 
 
 def utc_ms(db: sqlite3.Connection) -> int:
@@ -278,6 +322,8 @@ def count(db: sqlite3.Connection, kit: str, name: str, n: int = 1) -> None:
     db.execute(_COUNT, (kit, name, n))
 
 
-def audit(db: sqlite3.Connection, at_ms: int, who: str, action: str, detail: str) -> None:
-    """Note who changed what. No patient detail beyond the Hub's reference."""
-    db.execute(_AUDIT, (at_ms, who, action, detail))
+def audit(
+    db: sqlite3.Connection, at_ms: int, who: str, action: str, detail: str, kit: str | None = None
+) -> None:
+    """Note who changed what, and of which Kit. No patient detail beyond the Hub's reference."""
+    db.execute(_AUDIT, (at_ms, who, action, detail, kit))

@@ -1,5 +1,5 @@
 """
-make sim: the demo over many seeds, each with every kill and an outage; it ends at the first broken promise.
+make sim-demo: the demo over many seeds, each with every kill and an outage; ends at the first broken promise.
 
     python -m tests.demo_sweep --seeds 10
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 CORE_ORDER = [
     "port", "limits", "errors", "record", "message", "reading", "sensors", "timebase", "block", "journal",
-    "sensor_session", "peek", "uplink", "stream", "update", "network", "status", "gateway",
+    "sensor_session", "peek", "uplink", "stream", "sntp", "update", "network", "status", "gateway",
 ]
 # fmt: on
 # What MicroPython has, and what the core may know of the world. `typing` is for checkers alone.
@@ -104,7 +104,9 @@ def test_only_virtual_hardware_and_tests_import_bumble() -> None:
 
 
 def test_only_the_board_imports_board_modules() -> None:
-    _only_importers(BOARD_MODULES, ("firmware/", "hw/virtual/board", "hw/hil/probe.py"))
+    _only_importers(
+        BOARD_MODULES, ("firmware/", "hw/boards/HOMEWARD/", "hw/virtual/board", "hw/hil/probe.py")
+    )
 
 
 def test_nothing_but_tests_imports_tests() -> None:

@@ -6,16 +6,19 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.limits import DRIFT_PPM, SENSOR_DRIFT_PPM
+from gateway.limits import DRIFT_PPM, SENSOR_DRIFT_PPM, SNTP_BOUND_MS
 from gateway.reading import BLOOD_PRESSURE, GOOD, OLDEST_SET_YEAR, Reading
 from gateway.record import CLOCK_AFTER, CLOCK_BEFORE, CLOCK_SET
 from gateway.timebase import CLOCK_LATENCY_MS, LIVE_MS, SensorTimeline, Time, Timebase
+from sync_service.redate import ROUNDING_MS
 
 BIRTH_MS = 1_783_641_600_000
 MINUTE, HOUR, DAY = 60_000, 3_600_000, 86_400_000
 EPOCH = datetime(1970, 1, 1)
 
 # The same examples in every run, so that a red test means a change. Look further with max_examples=20_000.
+OFF_BY = [0, HOUR, -20 * DAY, 90 * MINUTE, 365 * DAY, -366 * DAY]
+"""What a Sensor's clock shows at first: true time, local time, another zone, a year off, ..."""
 QUICK = settings(max_examples=300, deadline=None, derandomize=True, database=None)
 
 
@@ -48,8 +51,19 @@ class World:
         utc_ms = round(self.utc_ms + error * uncertainty_ms)
         self.timebase.add_anchor(self.boot, self.uptime_ms, utc_ms, uncertainty_ms)
 
+    def hint(self, off_ms: int, half_ms: int) -> None:
+        """An SNTP server that is off by so much; the way to it took longer than the way back, or shorter."""
+        utc_ms = round(self.utc_ms) + off_ms + half_ms
+        self.timebase.add_hint(self.boot, self.uptime_ms, utc_ms, SNTP_BOUND_MS + half_ms)
+
     def receive(self, delay_ms: int) -> None:
         self.timebase.add_receipt(self.boot, self.uptime_ms, round(self.utc_ms) + delay_ms)
+
+
+def assert_inside(new: Time, old: Time) -> None:
+    """What was told before still holds: it is narrower now, or the same."""
+    assert old.earliest_ms - ROUNDING_MS <= new.earliest_ms, (old, new)
+    assert new.latest_ms <= old.latest_ms + ROUNDING_MS, (old, new)
 
 
 def assert_holds(time: Time, true_ms: float, slip_ms: float = 0) -> None:
@@ -58,15 +72,26 @@ def assert_holds(time: Time, true_ms: float, slip_ms: float = 0) -> None:
 
 ppm = st.floats(-DRIFT_PPM, DRIFT_PPM)
 anchors = st.tuples(st.floats(-1, 1), st.integers(0, 60_000))
-moments = st.tuples(st.floats(0, 3 * DAY), st.sampled_from("mmmar"), anchors, st.integers(0, MINUTE))
+moments = st.tuples(st.floats(0, 3 * DAY), st.sampled_from("mmmarh"), anchors, st.integers(0, MINUTE))
 boots = st.lists(st.tuples(ppm, st.lists(moments, max_size=6), st.floats(0, DAY)), min_size=1, max_size=6)
 
 
+# An SNTP server's error by boot: within what SNTP_BOUND_MS allows, always false, or false from a boot on.
+far = st.integers(20_000, 300 * DAY).flatmap(lambda by: st.sampled_from([by, -by]))
+servers = st.one_of(
+    st.tuples(st.integers(-SNTP_BOUND_MS, SNTP_BOUND_MS), st.just(0), st.just(99)),
+    st.tuples(far, far, st.just(0)),
+    st.tuples(st.just(0), far, st.integers(1, 6)),
+)
+
+
 @QUICK
-@given(boots)
+@given(boots, servers)
 def test_the_true_time_lies_within_the_bound(
     plan: list[tuple[float, list[tuple[float, str, tuple[float, int], int]], float]],
+    server: tuple[int, int, int],
 ) -> None:
+    """Whatever the crystal, the Acks, the boots and an SNTP server do; a false one is compared once."""
     world = World()
     marks = []
     for rate, steps, off_ms in plan:
@@ -77,6 +102,8 @@ def test_the_true_time_lies_within_the_bound(
             world.timebase.seen(world.boot, world.uptime_ms)
             if what == "a":
                 world.anchor(*anchor)
+            elif what == "h":
+                world.hint(server[world.boot >= server[2]], delay_ms // 100)
             elif what == "r" and not received:
                 world.receive(delay_ms)
                 received = True
@@ -84,10 +111,36 @@ def test_the_true_time_lies_within_the_bound(
         world.now += off_ms
     world.start(0.0)
     world.receive(0)
+    world.anchor(0.0, 40)
+    world.hint(server[world.boot >= server[2]], 0)
     for boot, uptime_ms, true_ms in marks:
         time = world.timebase.time_of(boot, uptime_ms)
         assert time is not None
         assert_holds(time, true_ms)
+
+
+@QUICK
+@given(boots)
+def test_what_is_learnt_later_only_narrows_a_time(
+    plan: list[tuple[float, list[tuple[float, str, tuple[float, int], int]], float]],
+) -> None:
+    """So nothing that was delivered has to be amended in a world where nobody's clock is wrong."""
+    world = World()
+    told: dict[tuple[int, int], Time] = {}
+    for rate, steps, off_ms in plan:
+        world.start(rate)
+        for at, (wait_ms, what, anchor, delay_ms) in enumerate(steps):
+            world.now += wait_ms
+            world.timebase.seen(world.boot, world.uptime_ms)
+            if what == "a":
+                world.anchor(*anchor)
+            elif what == "r" and not any(one[1] == "r" for one in steps[:at]):
+                world.receive(delay_ms)
+            for moment in [*told, (world.boot, world.uptime_ms)]:
+                if (time := world.timebase.time_of(*moment)) is not None:
+                    assert_inside(time, told.get(moment, time))
+                    told[moment] = time
+        world.now += off_ms
 
 
 @QUICK
@@ -280,7 +333,7 @@ def _measure(world: World, sensor: Sensor, pauses: list[float]) -> None:
 
 
 @QUICK
-@given(ppm, sensor_ppm, st.sampled_from([0, HOUR, -20 * DAY, 90 * MINUTE]), st.booleans(), lives(faults))
+@given(ppm, sensor_ppm, st.sampled_from(OFF_BY), st.booleans(), lives(faults))
 def test_no_clock_of_a_sensor_makes_a_false_time(
     rate: float, sensor_rate: float, off_ms: int, ignores_setting: bool, days: list[Any]
 ) -> None:
@@ -293,6 +346,7 @@ def test_no_clock_of_a_sensor_makes_a_false_time(
         again = sensor.timeline.time_of(reading, boot, uptime_ms, can_store=True)
         assert again is not None
         assert_holds(again, taken_ms, slip_ms)
+        assert_inside(again, time)
 
 
 @QUICK

@@ -21,6 +21,7 @@ from gateway.sensors.pulse_oximeter import (
     PLX_FEATURES,
     PLX_SPOT_CHECK,
     STORAGE,
+    as_measured,
     decode_continuous,
     decode_features,
     decode_spot_check,
@@ -77,3 +78,8 @@ def can_store(characteristic: int, feature: "Feature | None" = None) -> bool:
     if characteristic == PLX_CONTINUOUS:
         return False
     return characteristic != PLX_SPOT_CHECK or feature is None or STORAGE in feature.supported
+
+
+def essence(characteristic: int, value: bytes) -> bytes:
+    """Return the bytes by which a measurement is known again, however it came."""
+    return as_measured(value) if characteristic == PLX_SPOT_CHECK else value

@@ -124,6 +124,19 @@ def decode_spot_check(value: "bytes | memoryview") -> Reading:
     )
 
 
+def as_measured(value: bytes) -> bytes:
+    """Return a spot-check without the bit that says that it comes from storage.
+
+    A Sensor whose new value was not confirmed sends it again from there: the same measurement, another bit.
+    """
+    if not value or not value[0] & _SPOT_STATUS:
+        return value
+    high = 5 + (DATE_TIME_BYTES if value[0] & _SPOT_TIMESTAMP else 0) + 1  # byte of the status
+    if len(value) <= high:
+        return value
+    return value[:high] + bytes([value[high] & ~(_FROM_STORAGE >> 8) & 0xFF]) + value[high + 1 :]
+
+
 def decode_continuous(value: "bytes | memoryview") -> Reading:
     """Decode 0x2A5F (section 3.2): no timestamp, and stored by nobody. Raises Truncated."""
     flags = flags_of(value, "PLX continuous measurement")

@@ -1,7 +1,7 @@
 """The application as it lies on a board's file system: compiled, with its pins, and a list of itself.
 
-A stock MicroPython starts `boot.py` and `main.py` as source only; `main.py` is one line here, and the rest is
-`.mpy`. The one rule: the same sources give the same bytes, so no time and no path of this machine gets in.
+A stock MicroPython starts `boot.py` and `main.py` as source only; both are short, and the rest is `.mpy`. The
+one rule: the same sources give the same bytes, so no time and no path of this machine gets in.
 """
 
 import ast
@@ -20,7 +20,7 @@ BOOT, MAIN = "boot.py", "main.py"
 
 _PATTERNS = ("gateway/*.py", "gateway/sensors/*.py", "firmware/*.py")
 _LEFT_OUT = ("firmware/manifest.py", "firmware/boot.py", "firmware/pins.py")
-_MAIN = b"import firmware.main  # compiled; what is started by its name has to be source\n"
+_MAIN = "hw/boards/HOMEWARD/main.py"
 
 
 class ApplicationError(StationError):
@@ -39,7 +39,7 @@ def files(board: Board) -> dict[str, bytes]:
                 "mpy-cross refuses a file of the firmware; `make check` says which"
             ) from None
         found = {str(path.relative_to(tree)): path.read_bytes() for path in sorted(tree.rglob("*.mpy"))}
-    return found | {BOOT: (ROOT / "firmware/boot.py").read_bytes(), MAIN: _MAIN}
+    return found | {BOOT: (ROOT / "firmware/boot.py").read_bytes(), MAIN: (ROOT / _MAIN).read_bytes()}
 
 
 def listed(content: dict[str, bytes], board: Board, micropython: str) -> dict[str, bytes]:

@@ -5,13 +5,27 @@ import os
 import sys
 from collections.abc import Sequence
 
-from hw.station import StationError, decode, flash, image, journal
+from hw.station import (
+    StationError,
+    decode,
+    doctor,
+    flash,
+    image,
+    journal,
+    journey,
+    label,
+    monitor,
+    provision,
+    selftest,
+    wipe,
+)
 
-COMMANDS = (decode, flash, image, journal)
+COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, doctor, journal, decode)
+"""In the order of a Kit's life."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one sub-command. 0: done; 1: could not be done, said in one line on stderr; 2: wrong usage."""
+    """Run one sub-command. 0: done; 1: could not be done, said on stderr; 2: wrong usage; 130: Ctrl-C."""
     parser = argparse.ArgumentParser(prog="homeward-station", description="The technicians' bench.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
@@ -28,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"homeward-station: {missing.name} is not here: pip install 'homeward[station]'", file=sys.stderr
         )
         return 1
+    except KeyboardInterrupt:
+        print("homeward-station: stopped; the same command can be run again", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

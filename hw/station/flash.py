@@ -19,14 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hw.station import StationError, board, image, inspection, kit_folder, micropython, nvs, partitions
+from hw.station import StationError, bench, board, image, inspection, kit_folder, micropython, nvs, partitions
+from hw.station.bench import BenchError
 from hw.station.board import Board
 from hw.station.kit_folder import KitFolder
-from hw.station.loader import BAUD, Found, Loader
+from hw.station.loader import BAUD, BAUDS, Found, Loader
 from hw.station.partitions import SECTOR_BYTES, TABLE_BYTES, TABLE_OFFSET, Partition, PartitionError
 from hw.station.ports import AUTO, one_port, plugged_in, ports, taken_out
 from hw.station.register import BEGUN, FLASHED, Register
 from hw.station.report import Report
+from hw.station.service import Service
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
@@ -78,7 +80,7 @@ def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     parser.add_argument(
         "--allow-unknown", action="store_true", help="take a binary of a release not known here"
     )
-    parser.add_argument("--baud", type=int, default=BAUD, help=f"speed of the port ({BAUD})")
+    parser.add_argument("--baud", type=int, choices=BAUDS, default=BAUD, help=f"speed of the port ({BAUD})")
     kit_folder.add_bench(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, and stop")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -99,10 +101,9 @@ def _one(options: argparse.Namespace, report: Report) -> None:
         raise FlashError("--image is missing (or --batch)")
     job = read_job(options.image, board.load(options.board), options.kit)
     if report.plan(f"Flash Kit {job.kit}", _steps(job, options)):
-        bench = kit_folder.bench_folder(options.bench)
-        done = flash(
-            job, one_port(options.port), Register(bench), report, repair=options.repair, baud=options.baud
-        )
+        register = Register(kit_folder.bench_folder(options.bench))
+        done = flash(job, one_port(options.port), register, report, repair=options.repair, baud=options.baud)
+        _tell(options.bench, job.kit, report)
         report.result(done, f"{job.kit} is flashed and verified; label it {job.kit} now")
 
 
@@ -152,6 +153,16 @@ def flash(
         "stub": loader.has_stub,
         "seconds": round(time.monotonic() - began, 1),
     }
+
+
+def _tell(place: Path, kit: str, report: Report) -> None:
+    """The service keeps the Kit's life; a bench without its bench.toml has none."""
+    try:
+        here = bench.load(place)
+    except BenchError as problem:
+        report.say(f"the service was not told: {problem}")
+        return
+    Service(here).step(kit, "flash")
 
 
 # --- Which board --------------------------------------------------------------------------------------------
@@ -235,16 +246,16 @@ def _repair_pieces(job: Job) -> dict[int, bytes]:
 
 
 def _batch(options: argparse.Namespace, report: Report) -> None:
-    chosen, bench = board.load(options.board), kit_folder.bench_folder(options.bench)
+    chosen, folder = board.load(options.board), kit_folder.bench_folder(options.bench)
     if options.micropython is None or options.image or options.repair:
         raise FlashError(
             "--batch makes its images itself: it takes --micropython FILE, not --image nor --repair"
         )
     stock = micropython.read(options.micropython, chosen, allow_unknown=options.allow_unknown)
-    register = Register(bench)
-    kits = list(_kits(options.batch, bench, chosen, register))
+    register = Register(folder)
+    kits = list(_kits(options.batch, folder, chosen, register))
     if not kits:
-        raise FlashError(f"no Kit in {bench / kit_folder.KITS} waits to be flashed; provision some first")
+        raise FlashError(f"no Kit in {folder / kit_folder.KITS} waits to be flashed; provision some first")
     steps = [f"plug in a board, write Kit {kit.kit} to it, prove it, take it out" for kit in kits]
     if not report.plan(f"Flash {len(kits)} Kits, one after the other", steps):
         return
@@ -254,6 +265,7 @@ def _batch(options: argparse.Namespace, report: Report) -> None:
         port = plugged_in(options.port)
         job = Job(chosen, kit.kit, image.compose(chosen, stock, kit))
         done.append(flash(job, port, register, report, baud=options.baud))
+        _tell(options.bench, kit.kit, report)
         report.say(
             f"[{number}/{len(kits)}] {kit.kit} is flashed and verified; label it {kit.kit}, and take it out"
         )
@@ -262,13 +274,13 @@ def _batch(options: argparse.Namespace, report: Report) -> None:
     report.result({"flashed": done}, f"{len(done)} Kits flashed and verified")
 
 
-def _kits(names: list[str], bench: Path, chosen: Board, register: Register) -> Iterator[KitFolder]:
+def _kits(names: list[str], place: Path, chosen: Board, register: Register) -> Iterator[KitFolder]:
     """The Kits that are named, else all of this board that have not been flashed, in their order."""
     if names:
         for name in names:
-            yield KitFolder.load(kit_folder.locate(name, bench))
+            yield KitFolder.load(kit_folder.locate(name, place))
         return
-    for folder in sorted((bench / kit_folder.KITS).glob("*")):
+    for folder in sorted((place / kit_folder.KITS).glob("*")):
         if (folder / kit_folder.CARD).is_file() and not register.is_flashed(folder.name):
             kit = KitFolder.load(folder)
             if kit.board == chosen.name:

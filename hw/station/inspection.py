@@ -24,6 +24,8 @@ _FIRST = (
     "secrets_outside_nvs",
 )
 _SUM_DIGITS = 16
+_MPY = b"M\x06"
+"""What a compiled file begins with: bytecode of version 6, which every MicroPython since 1.19 reads."""
 _TYPE_WORDS = {number: word for word, number in partitions.TYPES.items()}
 
 
@@ -146,6 +148,11 @@ def _layout_problems(
 
 def _file_problems(files: dict[str, bytes], about: dict[str, Any]) -> list[str]:
     problems = [f"there is no {name}" for name in (application.BOOT, application.MAIN) if name not in files]
+    problems += [
+        f"{path} is no bytecode that this MicroPython reads"
+        for path, content in sorted(files.items())
+        if path.endswith(".mpy") and content[: len(_MPY)] != _MPY
+    ]
     sums = about.get("files", {})
     if not sums:
         problems.append(f"there is no {application.LIST}")

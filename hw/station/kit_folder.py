@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gateway.limits import STREAM_WINDOW_MAX_MS
 from hw.station import StationError, secret
 from sync_service.arrival import KIT
 
@@ -35,6 +36,7 @@ MAX_NETWORKS = 8
 """The Kit's own router, the bench, the home: more than that is a mistake."""
 MAX_NAME_BYTES = 32  # of a network (IEEE 802.11)
 PASSWORD_BYTES = range(8, 64)  # of WPA2; an open network has none
+STREAM_S = range(1, STREAM_WINDOW_MAX_MS // 1000 + 1)
 _MODE = 0o600
 _FOLDER_MODE = 0o700
 
@@ -104,8 +106,10 @@ class KitFolder:
             raise KitFolderError(f"{CARD}: {'board' if self.host else 'host'} is empty")
         if not 0 < self.port < 65536:
             raise KitFolderError(f"{CARD}: port must be between 1 and 65535, not {self.port}")
-        if self.pairing_s < 0 or (self.stream_s is not None and not isinstance(self.stream_s, int)):
-            raise KitFolderError(f"{CARD}: pairing_s and stream_s are whole seconds")
+        if self.pairing_s < 0:
+            raise KitFolderError(f"{CARD}: pairing_s must not be negative")
+        if self.stream_s is not None and (type(self.stream_s) is not int or self.stream_s not in STREAM_S):
+            raise KitFolderError(f"{CARD}: stream_s must be {STREAM_S[0]} to {STREAM_S[-1]}")
         _check_networks(self.networks)
         if self.portal_key and len(self.portal_key.encode()) not in PASSWORD_BYTES:
             raise KitFolderError(f"{CARD}: portal_key must have 8 to 63 characters, as WPA2 asks")

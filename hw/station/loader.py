@@ -17,18 +17,20 @@ from hw.station import StationError
 
 BAUD = 460_800
 """What every USB bridge of such boards can do; the ones that can do more do not all do it well."""
+BAUDS = (115_200, 230_400, BAUD, 921_600)
 Progress = Callable[[int, int], None]  # (done, of)
 
 _MB = 1 << 20
 _CHUNK_BYTES = 4096
 _KEPT_BYTES = 64 * 1024  # of what esptool said: errors stand at its end
-_PERCENT = re.compile(rb"Writing at 0x[0-9a-f]+ .*?(\d+)\.\d%")
+_PERCENT = re.compile(rb"(?:Writing at|Reading from) 0x[0-9a-f]+ .*?(\d+)\.\d%")
 _AGAIN = "The whole flash is written anew then: nothing is lost by it"
 _OTHER = (
     "what the board on {port} reads back is not what was written: run this again with another cable; if it "
     "comes back, put the board aside"
 )
 _MEANINGS = (
+    (r"No module named '?esptool", "esptool is not here: pip install 'homeward[station]'"),
     (
         r"Permission denied",
         "you may not use the port {port}: add yourself to the group dialout (Linux), log out and in again",
@@ -87,12 +89,26 @@ class Loader:
             raise LoaderError(f"the board on {self.port} does not say what it is: put it aside")
         return Found(chip[1], mac[1].upper(), int(size[1]) * _MB)
 
-    def read(self, offset: int, length: int) -> bytes:
-        """What lies in the flash."""
+    def read(
+        self, offset: int, length: int, progress: Progress | None = None, *, reset: bool = False
+    ) -> bytes:
+        """What lies in the flash. With `reset` the board starts then."""
+        after = "hard-reset" if reset else "no-reset"
         with tempfile.TemporaryDirectory() as work:
             path = Path(work, "read")
-            self._with_stub("read-flash", hex(offset), str(length), str(path), after="no-reset")
+            words = ("read-flash", hex(offset), str(length), str(path))
+            self._with_stub(*words, after=after, progress=progress)
             return path.read_bytes()
+
+    def erase(self, flash_bytes: int, progress: Progress) -> None:
+        """Set every bit of the flash to 1. The ROM can't; what it writes it erases first."""
+        if self.has_stub:
+            try:
+                self._esptool("erase-flash", after="no-reset")
+                return
+            except _StubRefused:
+                self.has_stub = False
+        self.write({0: b"\xff" * flash_bytes}, progress)
 
     def write(self, pieces: Mapping[int, bytes], progress: Progress) -> None:
         """Write each piece at its offset. The chip's digest is compared at the end of each."""

@@ -16,6 +16,8 @@ from hw.station import StationError, secret
 from hw.station.kit_folder import KitFolder
 
 NAMESPACE = "homeward"
+MAX_BLOB_BYTES = 1984
+"""As firmware/identity.py."""
 Values = dict[str, int | bytes]
 
 _PAGE_BYTES = 4096
@@ -54,6 +56,7 @@ def identity(kit: KitFolder) -> Values:
         "cert": kit.certificate,
         "key": kit.key,
         "wipe": 1,
+        "selftest": 1,
         "utc_s": kit.made_at - _FROM_1970_TO_2000_S,
     }
     optional: Values = {
@@ -69,6 +72,9 @@ def encode(values: Mapping[str, int | bytes], size: int) -> bytes:
     """The partition that holds these values in the firmware's namespace. Raises NvsError."""
     from esp_idf_nvs_partition_gen import nvs_partition_gen as generator
 
+    for key, value in values.items():
+        if isinstance(value, bytes) and len(value) > MAX_BLOB_BYTES:
+            raise NvsError(f"{key} has {len(value)} bytes; the firmware reads {MAX_BLOB_BYTES} at most")
     written = io.BytesIO()
     try:
         # One page stays free: NVS moves things by way of it.

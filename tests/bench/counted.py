@@ -4,7 +4,7 @@ Each turn of the event loop, and each function that the Store's writer and reade
 thread's own CPU clock, so that waiting for the disk, the GIL or the other core counts for nobody. A turn
 belongs to its task, or to whoever owns the socket that woke it; a function to the module that asked for it.
 Two that run inside another part's turn are taken out of it: decoding what arrives, and making Observations.
-Counting itself costs about 1 % of the service's CPU, and the bench does not take it off.
+Counting itself costs 1 to 2 % of the service's CPU, and the bench does not take it off.
 
     python -m tests.bench.counted COUNTS --dir DIR serve        COUNTS is written anew at each SIGUSR1
 """

@@ -6,7 +6,7 @@ import on_micropython
 import pytest
 
 IN_FLIGHT_BYTES = 128
-"""What one look may see and the next not: a nonce, the times of a flight, the list of a peek; no Record."""
+"""What one look sees and the next does not: a nonce, the times of a flight, the list of a peek."""
 
 
 @pytest.mark.parametrize("bits", [64, 32])

@@ -1,6 +1,7 @@
 """Gateway: Sensors, time and Journal together, on a Journal in RAM."""
 
 import json
+import struct
 import unittest
 
 from nor import Lock, NorFlash
@@ -11,6 +12,7 @@ from gateway.journal import Journal
 from gateway.limits import MAX_SENSORS, QUIET_MS, SPEAK_AFTER_MS
 from gateway.message import Ack, decode_batch, encode_ack
 from gateway.record import (
+    ANCHOR,
     BATTERY,
     BOND_CHANGED,
     BOND_MADE,
@@ -18,6 +20,7 @@ from gateway.record import (
     BUTTON,
     EVENT,
     FRAME,
+    FROM_SNTP,
     HOST_CONFIRMED,
     INDICATED,
     NO_OFFSET,
@@ -25,10 +28,12 @@ from gateway.record import (
     SENSOR_CLOCK,
     SENSOR_FAILED,
     SERIAL,
+    SNTP_REFUSED,
     decode_all,
     decode_body,
 )
 from gateway.sensor_session import CAN_INDICATE, CAN_READ, READ
+from gateway.sntp import BEFORE_FLOOR, EXCLUDED
 from gateway.uplink import Uplink
 
 try:
@@ -44,6 +49,7 @@ ADDRESS = b"\xc0\x00\x00\x00\x00\x01"
 TABLE = {0x2A25: CAN_READ, 0x2A35: CAN_INDICATE}
 STREAMED = b"\x00\x61\x00\x48\x00"
 UTC_MS = 1_764_000_000_000
+MINUTE, HOUR = 60_000, 3_600_000
 
 
 class Bonds:
@@ -88,8 +94,8 @@ class GatewayTest(unittest.TestCase):
         batch = decode_batch(bytes(self.uplink.next_batch(0)))
         return [(r.type, decode_body(r.type, r.version, r.body)) for r in decode_all(batch.records)]
 
-    def ack(self, batch, now_ms=0, through=0, offset_min=60):
-        ack = Ack(self.journal.journal_id, batch.nonce, through, 0, 0, None, UTC_MS, offset_min)
+    def ack(self, batch, now_ms=0, through=0, offset_min=60, utc_ms=UTC_MS):
+        ack = Ack(self.journal.journal_id, batch.nonce, through, 0, 0, None, utc_ms, offset_min)
         self.gateway.receive_ack(encode_ack(ack), now_ms)
 
     def visit(self, sensor, answers, now_ms=0):
@@ -263,6 +269,55 @@ class GatewayTest(unittest.TestCase):
         self.gateway.connected(0)
         self.ack(decode_batch(bytes(self.uplink.next_batch(0))), offset_min=NO_OFFSET)
         self.assertIsNone(self.gateway.local_time(0))
+
+    def test_on_the_day_of_the_change_the_next_ack_moves_local_time_by_the_hour(self):
+        for before_min, after_min in ((0, 60), (60, 0)):
+            self.boot()
+            self.gateway.connected(0)
+            self.ack(decode_batch(bytes(self.uplink.next_batch(0))), offset_min=before_min)
+            self.assertEqual(self.gateway.local_time(HOUR), (UTC_MS + HOUR + before_min * MINUTE, before_min))
+            asked = decode_batch(bytes(self.uplink.next_batch(2 * HOUR)))
+            self.ack(asked, 2 * HOUR, utc_ms=UTC_MS + 2 * HOUR, offset_min=after_min)
+            self.assertEqual(
+                self.gateway.local_time(2 * HOUR), (UTC_MS + 2 * HOUR + after_min * MINUTE, after_min)
+            )
+
+    def sntp(self, utc_ms, now_ms, floor_ms=0):
+        seconds, ms = divmod(utc_ms, 1000)
+        packet = b"\x24\x02" + bytes(22) + b"noncenon" + bytes(8)
+        packet += struct.pack(">II", seconds + 2_208_988_800, (ms << 32) // 1000)
+        self.gateway.receive_sntp(packet, b"noncenon", sent_ms=now_ms, now_ms=now_ms, floor_ms=floor_ms)
+
+    def test_an_sntp_answer_gives_an_anchor_and_sets_no_sensors_clock(self):
+        self.assertTrue(self.gateway.wants_sntp(0))
+        self.sntp(UTC_MS, 5)
+        self.assertFalse(self.gateway.wants_sntp(5))
+        self.assertIsNone(self.gateway.local_time(5))
+        kind, anchor = self.bodies()[1]
+        self.assertEqual((kind, anchor.source, anchor.offset_min), (ANCHOR, FROM_SNTP, NO_OFFSET))
+        self.assertTrue(abs(anchor.utc_ms - UTC_MS) <= 1 and anchor.uncertainty_ms >= 5_000)
+
+    def test_an_sntp_answer_that_the_floor_or_an_ack_excludes_is_told_and_gives_no_anchor(self):
+        self.sntp(1_000_000_000_000, 5, floor_ms=UTC_MS)
+        self.gateway.connected(5)
+        self.ack(decode_batch(bytes(self.uplink.next_batch(5))), 5)
+        self.sntp(UTC_MS + 20_000, 10)
+        self.assertFalse(self.gateway.wants_sntp(100 * HOUR))
+        told = [body for kind, body in self.bodies() if kind == EVENT and body.code == SNTP_REFUSED]
+        self.assertEqual([event.detail for event in told], [bytes([BEFORE_FLOOR]), bytes([EXCLUDED])])
+        self.assertEqual(self.gateway.counters["sntp_refused"], 2)
+
+    def test_an_ack_that_excludes_what_an_sntp_server_said_is_told(self):
+        self.sntp(UTC_MS - 60_000, 5)
+        self.gateway.connected(10)
+        self.ack(decode_batch(bytes(self.uplink.next_batch(10))), 10)
+        told = [body for kind, body in self.bodies() if kind == EVENT and body.code == SNTP_REFUSED]
+        self.assertEqual([event.detail for event in told], [bytes([EXCLUDED])])
+
+    def test_nonsense_from_an_sntp_server_is_counted(self):
+        self.gateway.receive_sntp(b"", b"noncenon", sent_ms=0, now_ms=1, floor_ms=0)
+        self.assertEqual(self.gateway.counters["sntp_refused"], 1)
+        self.assertEqual(self.bodies()[0][0], EVENT)  # that the boot has begun
 
     def test_a_sensor_clock_record_keeps_the_raw_value(self):
         self.gateway.append_clock(2, 1, NO_OFFSET, 0x2A08, b"\xe9\x07\x0b\x18\x10\x00\x00", 9)

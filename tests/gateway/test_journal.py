@@ -398,15 +398,14 @@ class RotTest(JournalTest):
         self.append(1)
         self.assertEqual([reason for _, _, reason in lost_in(records_after(self.journal, 0))], [TORN])
 
-    def test_a_newest_block_that_is_wholly_gone_never_gives_its_sequences_again(self):
-        self.append(3)
-        last = self.journal.next_sequence - 1
-        self.flash.cells[3 * 1024 : 4 * 1024] = bytes(1024)
-        self.mount()
-        self.assertTrue(self.journal.next_sequence > last)
-        self.append(1)
-        records = records_after(self.journal, 0)
-        self.assertEqual([each[0] for each in lost_in(records)], [3 * PER_BLOCK + 1])
+    def test_a_bad_block_ahead_costs_no_sequence(self):
+        self.flash.cells[5 * 1024 : 6 * 1024] = b"\x5a" * 1024
+        self.flash.refuses = [5]
+        for newest in (2, 3, 4):
+            before = self.journal.next_sequence
+            self.assertEqual((self.mount().next_sequence, self.journal._newest), (before, newest))
+            self.assertEqual(lost_in(records_after(self.journal, 0)), [])
+            self.append(PER_BLOCK)
 
     def test_a_record_inside_a_torn_value_neither_acks_nor_counts(self):
         """A Sensor that knows the format sends Records; the one around them is torn behind them."""

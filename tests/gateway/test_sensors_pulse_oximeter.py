@@ -165,6 +165,18 @@ class Features(unittest.TestCase):
         for value in (b"", b"\x00", b"\x01\x00\x00", b"\x02\x00\x00\x00", b"\x03\x00\x00\x00\x00\x00"):
             self.assertRaises(Truncated, sensors.decode, 0x2A60, value)
 
+    def test_a_value_from_storage_is_known_again(self):
+        date_time = b"\xea\x07\x01\x02\x03\x04\x05"
+        for timed in (b"", date_time):
+            flags = b"\x03" if timed else b"\x02"
+            new = flags + b"\x61\x00\x48\x00" + timed + b"\x00\x01"
+            stored = new[:-1] + b"\x03"
+            self.assertEqual(sensors.essence(_SPOT, new), new)
+            self.assertEqual(sensors.essence(_SPOT, stored), new)
+            self.assertEqual(sensors.essence(_CONTINUOUS, stored), stored)
+        for value in (b"", b"\x02", b"\x03\x61\x00\x48\x00\x02", b"\x01\x61\x02\x48\x02" + date_time):
+            self.assertEqual(sensors.essence(_SPOT, value), value)
+
     def test_who_may_have_stored_a_value(self):
         stores = sensors.decode(0x2A60, b"\x0c\x00")
         plain = sensors.decode(0x2A60, b"\x00\x00")

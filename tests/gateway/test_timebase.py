@@ -162,6 +162,72 @@ class Boots(unittest.TestCase):
         self.assertTrue(time.latest_ms <= BIRTH + HOUR + 10)
 
 
+class Hints(unittest.TestCase):
+    """What an SNTP server says: Acks gave boots 1 and 3 their time, boot 2 has nothing else."""
+
+    def setUp(self):
+        self.timebase = Timebase()
+        self.timebase.add_anchor(1, HOUR, BIRTH + HOUR, 40)
+        self.timebase.seen(2, HOUR)
+        self.timebase.add_anchor(3, HOUR, BIRTH + 20 * HOUR, 40)
+
+    def hint(self, boot, ms, uptime_ms=HOUR, half_ms=50):
+        self.timebase.add_hint(boot, uptime_ms, BIRTH + ms, 5 * SECOND + half_ms)
+
+    def bracketed(self):
+        return self.timebase.time_of(2, HOUR).quality == "bracketed"
+
+    def test_a_hint_alone_is_not_believed(self):
+        self.hint(2, 9 * HOUR)
+        self.assertTrue(self.bracketed())
+
+    def test_hints_that_an_ack_has_confirmed_date_a_boot_without_one(self):
+        self.hint(1, HOUR + 2 * SECOND)
+        self.hint(2, 9 * HOUR + 2 * SECOND)
+        time = self.timebase.time_of(2, HOUR)
+        self.assertEqual(time.quality, "extrapolated")
+        self.assertTrue(time.earliest_ms <= BIRTH + 9 * HOUR <= time.latest_ms)
+        self.assertTrue(time.latest_ms - time.earliest_ms < 11 * SECOND)
+
+    def test_the_newest_boot_is_dated_by_a_confirmed_hint(self):
+        self.hint(3, 20 * HOUR)
+        self.timebase.seen(4, 0)
+        self.assertIsNone(self.timebase.time_of(4, HOUR))
+        self.hint(4, 30 * HOUR)
+        self.assertEqual(self.timebase.time_of(4, HOUR).quality, "extrapolated")
+
+    def test_a_hint_never_betters_an_anchor(self):
+        before = self.timebase.time_of(1, 5 * HOUR)
+        self.hint(1, 5 * HOUR, 5 * HOUR)
+        self.assertEqual(self.timebase.time_of(1, 5 * HOUR), before)
+
+    def test_one_that_an_ack_excludes_discredits_all(self):
+        self.hint(1, HOUR)
+        self.hint(2, 9 * HOUR)
+        self.assertFalse(self.bracketed())
+        self.hint(3, 20 * HOUR + 20 * SECOND)
+        self.assertTrue(self.bracketed())
+
+    def test_one_that_its_neighbours_exclude_discredits_all(self):
+        self.hint(1, HOUR)
+        self.hint(2, 365 * 24 * HOUR)
+        self.assertTrue(self.bracketed())
+        self.timebase.seen(4, HOUR)
+        self.hint(4, 30 * HOUR)
+        self.assertIsNone(self.timebase.time_of(4, HOUR))
+
+    def test_one_that_steps_discredits_all(self):
+        self.hint(1, HOUR)
+        self.hint(2, 9 * HOUR)
+        self.hint(2, 9 * HOUR + 20 * MINUTE, HOUR + MINUTE)
+        self.assertTrue(self.bracketed())
+
+    def test_a_slow_answer_confirms_less_than_it_would_exclude(self):
+        self.hint(1, HOUR + 4 * SECOND, half_ms=1500)
+        self.hint(2, 9 * HOUR)
+        self.assertTrue(self.bracketed())
+
+
 class Sensors(unittest.TestCase):
     def setUp(self):
         self.timebase = Timebase()
@@ -208,6 +274,64 @@ class Sensors(unittest.TestCase):
         self.read(20 * HOUR, 20 * HOUR)
         self.corrected(self.taken(8 * HOUR, 20 * HOUR + 1), 6 * HOUR)
         self.corrected(self.taken(15 * HOUR, 20 * HOUR + 1), 15 * HOUR)
+
+    def test_reads_are_compared_again_when_their_boots_time_becomes_known(self):
+        self.read(0, 0)
+        self.timebase.seen(2, HOUR)
+        self.timebase.add_receipt(3, 0, BIRTH + 20 * DAY)
+        self.timeline.clock_read(CLOCK_BEFORE, 2, 0, date_time(BIRTH + 10 * DAY))
+        self.assertFalse(self.timeline.clock_disproved())  # some time in the last days
+        self.timebase.add_anchor(2, 0, BIRTH + 9 * DAY, 40)
+        self.assertTrue(self.timeline.clock_disproved())
+
+    def test_a_cuff_that_was_away_while_the_clocks_changed_is_corrected_by_its_own_time(self):
+        for change in (HOUR, -HOUR):  # of the home: spring, autumn. Nobody tells the cuff
+            self.timeline = SensorTimeline(self.timebase)
+            self.read(0, 12 * HOUR, CLOCK_SET)
+            self.read(100, 12 * HOUR, CLOCK_AFTER)
+            self.read(20 * HOUR, 32 * HOUR)  # before, after and within the hour of the change
+            for taken in (9 * HOUR, 10 * HOUR, 10 * HOUR + 30 * MINUTE, 11 * HOUR + 30 * MINUTE):
+                self.corrected(self.taken(12 * HOUR + taken, 20 * HOUR + 1), taken)
+            self.read(20 * HOUR + 100, 32 * HOUR + change, CLOCK_SET)
+            self.read(20 * HOUR + 200, 32 * HOUR + change, CLOCK_AFTER)
+            self.read(30 * HOUR, 42 * HOUR + change)
+            self.corrected(self.taken(37 * HOUR + change, 30 * HOUR + 1), 25 * HOUR)
+            self.assertFalse(self.timeline.clock_disproved())
+
+    def test_an_hour_that_the_sensors_clock_shows_twice_spans_both(self):
+        self.read(0, 0)
+        self.read(10 * HOUR, 10 * HOUR)
+        self.read(10 * HOUR + 100, 9 * HOUR, CLOCK_SET)  # the clocks have gone back
+        self.read(10 * HOUR + 200, 9 * HOUR, CLOCK_AFTER)
+        self.read(20 * HOUR, 19 * HOUR)
+        time = self.taken(9 * HOUR + 30 * MINUTE, 20 * HOUR + 1)
+        self.assertEqual(time.quality, "bracketed")
+        self.assertTrue(time.earliest_ms <= BIRTH + 9 * HOUR + 30 * MINUTE)
+        self.assertTrue(time.latest_ms >= BIRTH + 10 * HOUR + 30 * MINUTE)
+        self.assertTrue(time.latest_ms - time.earliest_ms < 2 * HOUR)
+
+    def test_a_sensor_that_changes_its_clock_by_itself_is_not_believed_around_the_change(self):
+        for change in (HOUR, -HOUR):
+            self.timeline = SensorTimeline(self.timebase)
+            self.read(0, 0)
+            self.read(10 * HOUR, 10 * HOUR + change)
+            self.read(20 * HOUR, 20 * HOUR + change)
+            time = self.taken(5 * HOUR, 20 * HOUR + 1)
+            self.assertEqual(time.quality, "bracketed")
+            self.assertTrue(time.earliest_ms <= BIRTH + 5 * HOUR - max(0, change))
+            self.assertTrue(time.latest_ms >= BIRTH + 5 * HOUR + max(0, -change))
+            self.corrected(self.taken(17 * HOUR + change, 20 * HOUR + 1), 17 * HOUR)
+
+    def test_a_clock_that_is_a_year_off_is_corrected_like_any_other(self):
+        for off in (365 * DAY, -366 * DAY):
+            self.timeline = SensorTimeline(self.timebase)
+            for hour in (0, 10):
+                shown = (2027 if off > 0 else 2025, 7, 10, 12 + hour, 0, 0)
+                self.timeline.clock_read(CLOCK_BEFORE, 1, hour * HOUR, shown)
+            stamp = (2027 if off > 0 else 2025, 7, 10, 15, 0, 0)
+            reading = Reading(BLOOD_PRESSURE, GOOD, (), (), stamp, True, None, None)
+            time = self.timeline.time_of(reading, 1, 10 * HOUR + 1, can_store=True)
+            self.corrected(time, 3 * HOUR)
 
     def test_a_timestamp_that_two_clocks_may_have_given_spans_both(self):
         self.read(0, 2 * HOUR)
@@ -324,6 +448,13 @@ class Sensors(unittest.TestCase):
         self.read(20 * HOUR, 20 * HOUR)
         self.corrected(self.taken(12 * HOUR, 15 * HOUR), 12 * HOUR)
 
+    def test_a_later_read_does_not_widen_what_came_soon_after_a_read(self):
+        self.read(0, 0)
+        self.read(10 * HOUR, 10 * HOUR)
+        before = self.taken(10 * HOUR + 30 * SECOND, 10 * HOUR + 31 * SECOND)
+        self.read(20 * HOUR, 20 * HOUR + 15 * SECOND)
+        self.assertEqual(self.taken(10 * HOUR + 30 * SECOND, 10 * HOUR + 31 * SECOND), before)
+
     def test_a_later_read_that_disagrees_leaves_a_timestamp_that_came_before_it_in_doubt(self):
         self.read(0, 0)
         self.read(10 * HOUR, 10 * HOUR)
@@ -348,6 +479,15 @@ class Sensors(unittest.TestCase):
         self.assertEqual(time.quality, "bracketed")
         self.assertTrue(abs(time.earliest_ms - (BIRTH + 3 * HOUR)) < 2 * SECOND)
         self.assertTrue(abs(time.latest_ms - (BIRTH + 5 * HOUR)) < 2 * SECOND)
+
+    def test_what_becomes_known_of_when_the_sensor_was_empty_counts_from_then_on(self):
+        self.timeline.drained(1, 3 * HOUR)
+        first = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)
+        self.timebase.add_anchor(1, 3 * HOUR, BIRTH + 3 * HOUR, 20)
+        second = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)
+        self.timeline.drained(1, 4 * HOUR)
+        third = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)
+        self.assertTrue(first.earliest_ms < second.earliest_ms < BIRTH + 3 * HOUR < third.earliest_ms)
 
     def test_a_sensor_that_was_never_empty_may_hold_values_since_provisioning(self):
         timeline = SensorTimeline(self.timebase)

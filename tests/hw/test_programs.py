@@ -1,5 +1,6 @@
 """Programs that are brought: what is chosen wins or is refused, and who has none is told what to do."""
 
+import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -58,3 +59,14 @@ def test_cached_program_that_does_not_run_here_is_not_used(
         (tree / name).write_text("not a program")
     with pytest.raises(programs.ProgramMissing):
         programs.mosquitto()
+
+
+def test_stock_binary_of_a_chip_is_the_published_one_or_the_chosen_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("ESP32_MICROPYTHON", raising=False)
+    published = programs.esp32_micropython().read_bytes()
+    assert hashlib.sha256(published).hexdigest().startswith("1eb1a88473e32aa6")
+    monkeypatch.setenv("ESP32_MICROPYTHON", str(tmp_path))
+    assert programs.main(["esp32-micropython"]) == 1
+    assert "which is no file" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The emulated ROM loader, by the real esptool: what it says it has done is in the flash, and no more."""
 
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def test_what_is_written_is_in_the_flash_and_read_back(
     tmp_path: Path, image: Path, chip: str, size: int, options: list[str]
 ) -> None:
     no_stub, compress = options[:1], ["--compress"] * ("--compress" in options)
+    (tmp_path / "flash").write_bytes(bytes(size))  # every bit is programmed: nothing takes without an erase
     with RomLoader(tmp_path / "flash", chip=chip, flash_bytes=size) as loader:
         code, said = esptool(
             loader, image, *no_stub, "--baud", "921600", "write-flash", *compress, hex(AT), str(image)
@@ -54,7 +56,7 @@ def test_what_is_written_is_in_the_flash_and_read_back(
         back = tmp_path / "back"
         assert esptool(loader, image, *no_stub, "read-flash", hex(AT), str(len(CONTENT)), str(back))[0] == 0
     assert back.read_bytes() == CONTENT
-    assert (tmp_path / "flash").read_bytes() == (b"\xff" * AT + CONTENT).ljust(size, b"\xff")
+    assert (tmp_path / "flash").read_bytes() == (bytes(AT) + CONTENT).ljust(size, b"\0")
 
 
 @pytest.mark.parametrize(
@@ -142,3 +144,29 @@ def test_programming_only_clears_bits(tmp_path: Path) -> None:
             flash.read((4 << 20) - 1, 2)
     finally:
         flash.close()
+
+
+def test_as_a_program_it_is_a_board_until_ctrl_c(tmp_path: Path, image: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "hw.virtual.rom_loader",
+        "--flash",
+        str(tmp_path / "flash"),
+        "--mac",
+        MAC,
+    ]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as board:
+        try:
+            assert board.stdout is not None
+            port = board.stdout.readline().strip()
+            said = subprocess.run(
+                [sys.executable, "-m", "esptool", "--port", port, "--no-stub", "read-mac"],
+                capture_output=True,
+                text=True,
+                cwd=image.parent,
+                check=True,
+            ).stdout
+        finally:
+            board.send_signal(signal.SIGINT)
+    assert MAC.lower() in said and board.returncode == 0

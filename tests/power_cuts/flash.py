@@ -1,6 +1,7 @@
 """NOR flash that tells, before each program and erase, everything that a power cut in it can leave behind.
 
-A block is an immutable `bytes`, so that a copy of the whole flash is a list of references.
+A block is an immutable `bytes`, so that a copy of the whole flash is a list of references. What a worn-out
+block refuses or forgets changes nothing, and so is no operation.
 """
 
 import random
@@ -26,13 +27,15 @@ class NorFlash:
     `outcomes` counts them from what was programmed and erased, not from what `watch` has looked at.
     """
 
-    def __init__(self, blocks: list[bytes], bits: random.Random | None = None) -> None:
+    def __init__(self, blocks: list[bytes], like: "NorFlash | None" = None) -> None:
         self.blocks = blocks
         self.block_bytes = len(blocks[0])
         self.size = len(blocks) * self.block_bytes
         self.watch: Watch | None = None
         self.programs = self.erases = self.words = 0
-        self._random = bits or random.Random(1)
+        self.refuses: set[int] = like.refuses if like else set()  # positions of blocks that raise OSError
+        self.forgets: set[int] = like.forgets if like else set()  # and of those in which bits stay 1
+        self._random: random.Random = like._random if like else random.Random(1)
 
     @classmethod
     def erased(cls, blocks: int, block_bytes: int) -> "NorFlash":
@@ -53,6 +56,10 @@ class NorFlash:
 
     def program(self, offset: int, buffer: bytearray | memoryview) -> None:
         position, at = divmod(offset, self.block_bytes)
+        if position in self.refuses:
+            raise OSError(5)
+        if position in self.forgets:
+            return
         new = bytes(buffer)
         old = self.blocks[position]
         assert at % WORD_BYTES == len(new) % WORD_BYTES == 0 and at + len(new) <= self.block_bytes
@@ -65,6 +72,8 @@ class NorFlash:
         self.blocks[position] = old[:at] + new + old[at + len(new) :]
 
     def erase(self, position: int) -> None:
+        if position in self.refuses:
+            raise OSError(5)
         if self.watch:
             self.watch(self._failed(position, self._half_erased(self.blocks[position])), False)
         self.erases += 1
@@ -75,7 +84,7 @@ class NorFlash:
         for block in outcomes:
             blocks = self.blocks.copy()
             blocks[position] = block
-            failed.append(NorFlash(blocks, self._random))
+            failed.append(NorFlash(blocks, self))
         return failed
 
     def _torn(self, old: bytes, at: int, new: bytes) -> Iterator[bytes]:

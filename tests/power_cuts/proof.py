@@ -1,9 +1,9 @@
 """The power-cut proof: a Kit's week, cut at every program and erase; `python -m tests.power_cuts.proof`.
 
-The week itself is never cut. Before each of its operations, for each way in which power can fail there, the
-next boot is started on a flash that failed so: it mounts, sends, takes an indication and says that it has
-booted. Each operation of that is cut in the same ways, and the boot after it is looked at. Mount writes
-nothing, so recovery has no other operations.
+The week is lived twice, on a flash without and on one with worn-out blocks, and is itself never cut. Before
+each of its operations, for each way in which power can fail there, the next boot is started on a flash that
+failed so: it mounts, sends, takes an indication and says that it has booted. Each operation of that is cut in
+the same ways, and the boot after it is looked at. Mount writes nothing, so recovery has no other operations.
 
 After each cut:
 - what was returned for (an indication: confirmed) is sent with the same bytes; or the ring had given it up,
@@ -26,7 +26,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -34,8 +34,8 @@ from gateway.errors import HomewardError, JournalError
 from gateway.journal import Journal
 from gateway.record import INDICATED, LOST, OVERHEAD_BYTES, OVERWRITTEN, TORN, decode_body, length_at
 from tests.gateway_linux.test_preemption import BURSTS, WORKS, preempt
-from tests.power_cuts.flash import NorFlash
-from tests.power_cuts.week import CUFF, Bonds, Kept, Kit, Lock, Week
+from tests.power_cuts.flash import NorFlash, Watch
+from tests.power_cuts.week import CUFF, HOURS, Bonds, Kept, Kit, Lock, Week
 
 BLOCKS, BLOCK_BYTES, DAYS = 6, 1024, 7
 """The smallest ring in which the week's days off line wrap. Blocks of 1 KiB: four times the block ends."""
@@ -85,38 +85,55 @@ class Proof:
     """Runs the week with a Journal of this kind and counts."""
 
     def __init__(
-        self, days: Sequence[int], *, kind: type[Journal] = Journal, patience: int = sys.maxsize
+        self,
+        days: Sequence[int],
+        *,
+        hours: Sequence[int] = HOURS,
+        worn: bool = False,
+        kind: type[Journal] = Journal,
+        patience: int = sys.maxsize,
     ) -> None:
         self.counts: Counter[str] = Counter(dict.fromkeys(FAILURES, 0))
         self.reasons: set[int] = set()
         self._days = days
+        self._hours = hours
         self._kind = kind
         self._patience = patience  # violations after which it is enough
-        self.week = Week(BLOCKS, BLOCK_BYTES, kind)
+        self._worn = worn
+        self.week = Week(BLOCKS + 3 * worn, BLOCK_BYTES, kind)
+        if worn:
+            self._wear_out(self.week.flash)
 
     def run(self) -> dict[str, int]:
-        """Live through the week, with every cut of these days; return the counts."""
-        flash = self.week.flash
-        for day in range(self._days[0]):
-            self._live(day)
-        operations, outcomes = flash.operations, flash.outcomes
-        flash.watch = self._cut
-        for day in self._days:
-            self._live(day)
-        self.week.end()
-        flash.watch = self._cut_wipe
-        self.week.kit.journal.format(NEXT_ID)
-        flash.watch = None
-        self.counts["operations"] += flash.operations - operations
-        self.counts["outcomes"] += flash.outcomes - outcomes
-        self.counts["confirmed"] = len(self.week.kept.confirmed)
-        self.counts["laps"] = flash.erases // (flash.size // flash.block_bytes)
+        """Live through the week, with every cut of these hours and of its end; return the counts."""
+        week = self.week
+        self._watched(self._cut if 0 in self._days else None, week.begin)
+        for day in range(max(self._days) + 1):
+            for hour in HOURS:
+                cut = day in self._days and hour in self._hours
+                self._watched(self._cut if cut else None, partial(week.spend, day, hour))
+        self._watched(self._cut, week.end)
+        if not self._worn:  # such a flash can't be wiped, and that is said
+            self._watched(self._cut_wipe, partial(week.kit.journal.format, NEXT_ID))
+        self.counts["confirmed"] = len(week.kept.confirmed)
+        self.counts["laps"] = week.flash.erases // (week.flash.size // BLOCK_BYTES)
         return dict(self.counts)
 
-    def _live(self, day: int) -> None:
-        if day == 0:
-            self.week.begin()
-        self.week.live(day)
+    def _watched(self, watch: Watch | None, work: Callable[[], None]) -> None:
+        """A piece of the week, cut at each of its operations."""
+        flash = self.week.flash
+        operations, outcomes = flash.operations, flash.outcomes
+        flash.watch = watch
+        work()
+        if watch:
+            self.counts["operations"] += flash.operations - operations
+            self.counts["outcomes"] += flash.outcomes - outcomes
+
+    def _wear_out(self, flash: NorFlash) -> None:
+        """Three of the blocks are bad: one reads erased, one holds what can't be read, one keeps no bits."""
+        flash.refuses.update((2, 5))
+        flash.forgets.add(7)
+        flash.blocks[5] = b"\x5a" * BLOCK_BYTES
 
     @property
     def failures(self) -> int:
@@ -247,13 +264,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Cut power at every flash operation of a Kit's week.")
     parser.parse_args()
     began = time.process_time()
-    proof = Proof(range(DAYS))
-    counts = proof.run()
+    counts: Counter[str] = Counter()
+    for worn in (False, True):
+        proof = Proof(range(DAYS), worn=worn)
+        counts.update(proof.run())
+        assert proof.reasons >= {OVERWRITTEN, TORN}, proof.reasons
     assert counts["cuts"] == counts.pop("outcomes"), "a cut was left out"
-    assert proof.reasons >= {OVERWRITTEN, TORN}, proof.reasons
     counts["preempted"] = sum(preempt(work, burst) for work in WORKS for burst in BURSTS)
     print(json.dumps({**counts, "cpu_s": round(time.process_time() - began, 1)}))
-    return 1 if proof.failures else 0
+    return 1 if any(counts[name] for name in FAILURES) else 0
 
 
 if __name__ == "__main__":

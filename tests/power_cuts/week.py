@@ -31,14 +31,16 @@ from gateway.uplink import Uplink
 from tests.power_cuts.flash import NorFlash
 
 JOURNAL_ID = b"journal1"
+HOURS = (7, 12, 18, 22)
 HOUR_MS = 3_600_000
 UTC_MS = 1_764_000_000_000
 OFF_LINE = range(2, 6)
 """Days without a network: more comes than the ring holds."""
 REBOOTS = ((1, 7), (2, 12), (4, 7), (4, 18), (6, 12))
 """(day, hour) at which the plug is pulled."""
-BURSTS = {1: 6, 3: 10, 5: 22}
-"""Day: values that the oximeter had stored; all come before the main loop gets its turn again."""
+BURSTS = {1: 6, 3: 10, 5: 90}
+"""Day: values that the oximeter had stored; all come before the main loop gets its turn again. The last are
+more than the reserve holds: the handler has to erase."""
 
 CUFF, OXIMETER = 1, 2
 ADDRESSES = (b"\xc0\0\0\0\0\1", b"\xc0\0\0\0\0\2")
@@ -197,15 +199,19 @@ class Week:
 
     def live(self, day: int) -> None:
         """One day."""
-        for hour in (7, 12, 18, 22):
-            if (day, hour) in REBOOTS:
-                self._reboot()
-            self._now_ms += 5 * HOUR_MS
-            self._visit(CUFF, 1 + (hour == 7), day * 24 + hour)
-            if hour != 12:
-                self._visit(OXIMETER, BURSTS.get(day, 1) if hour == 18 else 2, day * 24 + hour)
-            if day not in OFF_LINE:
-                self._drain()
+        for hour in HOURS:
+            self.spend(day, hour)
+
+    def spend(self, day: int, hour: int) -> None:
+        """A quarter of a day: what is measured around this hour."""
+        if (day, hour) in REBOOTS:
+            self._reboot()
+        self._now_ms += 5 * HOUR_MS
+        self._visit(CUFF, 1 + (hour == 7), day * 24 + hour)
+        if hour != 12:
+            self._visit(OXIMETER, BURSTS.get(day, 1) if hour == 18 else 2, day * 24 + hour)
+        if day not in OFF_LINE:
+            self._drain()
 
     def end(self) -> None:
         """The last evening: a button, a link, an orderly end."""

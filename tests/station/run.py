@@ -14,10 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.station import flash_proof
+from tests.station import flash_proof, wipe_proof
 
 Part = Callable[[Path], dict[str, Any]]
-PARTS: tuple[Part, ...] = (flash_proof.prove,)
+PARTS: tuple[Part, ...] = (flash_proof.prove, wipe_proof.prove)
 EXPECTED = {"secrets_outside_nvs": 0, "residue_bytes": 0}
 """Of a number that is not a yes or no: what it has to be."""
 

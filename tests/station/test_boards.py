@@ -8,6 +8,7 @@ from firmware import pins
 from hw.station import board, partitions
 from hw.station.board import BoardError
 from hw.station.partitions import Partition, PartitionError
+from tests.station import binaries
 
 RECOMMENDED, DEVELOPMENT = "esp32-s3-8mb", "esp32-4mb"
 JOURNAL = "[[partitions]]\nlabel = 'journal'\ntype = 'data'\nsubtype = 'undefined'\noffset = {}\nsize = {}\n"
@@ -40,6 +41,12 @@ def test_two_app_slots_where_they_fit() -> None:
 def test_a_table_is_read_back_as_it_was_written(name: str) -> None:
     rows = board.load(name).partitions
     assert partitions.decode(partitions.encode(rows)) == rows
+
+
+def test_a_table_is_written_as_espressif_writes_it() -> None:
+    chosen = board.load(DEVELOPMENT)
+    stock = binaries.esp32().read_bytes()[partitions.TABLE_OFFSET - chosen.chip.bootloader_offset :]
+    assert partitions.encode(partitions.decode(stock)) == stock[: partitions.TABLE_BYTES]
 
 
 def test_a_damaged_table_is_refused() -> None:

@@ -89,6 +89,21 @@ def test_a_board_is_flashed_and_verified_by_its_own_digest(bench: Bench) -> None
     assert bench.register.kit_of(MAC) == KIT and bench.state() == FLASHED
 
 
+def test_the_recommended_board_is_flashed_with_its_image(bench: Bench, tmp_path: Path) -> None:
+    flash = s3_flash(tmp_path)
+    (bench.folder / "flash.bin").write_bytes(flash)
+    with RomLoader(bench.chip, chip="esp32s3", flash_bytes=8 << 20, mac=MAC) as loader:
+        code, said, _ = bench.run("--board", S3, port=loader.port)
+    assert code == 0 and (said["chip"], said["bytes"]) == ("ESP32-S3", 8 << 20)
+    assert bench.chip.read_bytes() == flash
+
+
+def s3_flash(folder: Path) -> bytes:
+    chosen = board.load(S3)
+    stock = micropython.read(binaries.for_s3(folder / "s3.bin"), chosen, allow_unknown=True)
+    return image.compose(chosen, stock, kit_folder(project(folder / "sync"), KIT, board=S3))
+
+
 def test_a_board_whose_rom_takes_no_stub_is_flashed_all_the_same(bench: Bench) -> None:
     with RomLoader(bench.chip, mac=MAC, faults=Faults(stub=False, bad_checksums=1)) as loader:
         code, said, _ = bench.run(port=loader.port)
@@ -154,10 +169,7 @@ def test_a_wrong_chip_is_refused(bench: Bench) -> None:
 
 
 def test_a_flash_that_is_too_small_is_refused(bench: Bench, tmp_path: Path) -> None:
-    chosen = board.load(S3)
-    stock = micropython.read(binaries.for_s3(tmp_path / "s3.bin"), chosen, allow_unknown=True)
-    kit = kit_folder(project(tmp_path / "sync"), KIT, board=S3)
-    (bench.folder / "flash.bin").write_bytes(image.compose(chosen, stock, kit))
+    (bench.folder / "flash.bin").write_bytes(s3_flash(tmp_path))
     with RomLoader(bench.chip, chip="esp32s3") as loader:
         assert "has 4 MB of flash, esp32-s3-8mb needs 8MB" in refused(bench, loader, "--board", S3)
 

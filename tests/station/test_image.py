@@ -246,6 +246,10 @@ def _put(at: int, content: bytes) -> Callable[[bytes], bytes]:
             lambda flash: _with_file(flash, "firmware/main.mpy", b"M"),
             "firmware/main.mpy is not as release.json",
         ),
+        (
+            lambda flash: _with_file(flash, "firmware/wifi.mpy", b"M\5"),
+            "is no bytecode that this MicroPython",
+        ),
         (lambda flash: _with_file(flash, "stranger.py", b"pass"), "stranger.py is not as release.json"),
         (lambda flash: _with_file(flash, "release.json", b"{"), "there is no release.json"),
     ],
@@ -322,6 +326,8 @@ def test_files_that_do_not_fit_are_refused() -> None:
         filesystem.encode({"big": b"x" * 100_000}, 16 * 4096)
     with pytest.raises(nvs.NvsError, match="does not fit"):
         nvs.encode({f"key{n}": bytes(1900) for n in range(9)}, 0x3000)
+    with pytest.raises(nvs.NvsError, match="cert has 1985 bytes"):
+        nvs.encode({"cert": bytes(1985)}, 0x6000)
 
 
 @pytest.mark.parametrize("count", [1, 12])

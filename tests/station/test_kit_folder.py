@@ -55,7 +55,9 @@ def test_nobody_else_may_read_it(folder: KitFolder, tmp_path: Path) -> None:
         ({"networks": (("n" * 33, ""),)}, "1 to 32 bytes"),
         ({"portal_key": "short"}, "portal_key must have 8 to 63"),
         ({"sensors": ("one",)}, "sensors is not a list of objects"),
-        ({"pairing_s": -1}, "whole seconds"),
+        ({"pairing_s": -1}, "pairing_s must not be negative"),
+        ({"stream_s": 601}, "stream_s must be 1 to 600"),
+        ({"stream_s": "5"}, "stream_s must be 1 to 600"),
         ({"made_at": 1_000_000_000}, "outside of the time in which ca.pem and kit.pem are valid"),
     ],
 )

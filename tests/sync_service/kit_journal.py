@@ -53,6 +53,11 @@ class KitJournal:
         utc_ms = BIRTH_MS + self.uptime_ms if utc_ms is None else utc_ms
         return self.add(record.ANCHOR, record.encode_anchor(Anchor(utc_ms, uncertainty_ms, 1, 60)))
 
+    def hint(self, utc_ms: int, uncertainty_ms: int = 5_050) -> int:
+        """What an SNTP server said."""
+        anchor = Anchor(utc_ms, uncertainty_ms, record.FROM_SNTP, record.NO_OFFSET)
+        return self.add(record.ANCHOR, record.encode_anchor(anchor))
+
     def sensor(
         self, reference: int, *items: "tuple[int, bytes]", address: bytes = b"\xc0\xff\xee\x00\x00"
     ) -> int:

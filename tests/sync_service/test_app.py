@@ -109,7 +109,8 @@ async def test_sigterm_is_an_orderly_end(start: Start, broker: Broker, folder: P
     assert (state["pid"], state["broker"], state["store"]) == (service.process.pid, "connected", "ok")
     async with broker.kit(KIT) as kit:
         await kit.subscribe(f"homeward/1/{KIT}/down/ack")
-        await send(kit, batch(frames(1, 5), first=1))
+        ack = await send(kit, batch(frames(1, 5), first=1))
+        assert ack.utc_ms is None, "there is no Hub to confirm the service's clock"
         assert await service.end(signal.SIGTERM) == 0
     assert "Traceback" not in service.said
     assert stored(folder) == 5

@@ -1,5 +1,6 @@
 """The service gives time to nobody while its own is in doubt, and again when it is not."""
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -64,9 +65,26 @@ def test_a_witness_that_contradicts_is_a_doubt_until_it_agrees(off_ms: int) -> N
 
 def test_one_witness_that_agrees_does_not_silence_the_other() -> None:
     host = Host()
+    host.look()
     host.look(3_600_000)
-    host.clock.heard("the Store", Look(host.true_ms, host.true_ms, host.true_ms, 1))
+    host.clock.heard("the Store", Look(host.true_ms, host.true_ms, host.true_ms, 1), confirms=False)
     assert host.clock.doubt is not None and "the Hub's" in host.clock.doubt
+
+
+def test_a_store_with_our_own_clock_confirms_nothing_and_another_one_contradicts() -> None:
+    host = Host()
+    host.clock.heard("the Store", Look(host.true_ms, host.true_ms, host.true_ms, 1), confirms=False)
+    assert host.clock.doubt == UNCONFIRMED
+    host.look()
+    off_ms = host.true_ms - 60_000
+    host.clock.heard("the Store", Look(host.true_ms, host.true_ms, off_ms, 1), confirms=False)
+    assert host.clock.doubt is not None and "the Store's" in host.clock.doubt
+
+
+def test_a_hub_that_tells_no_time_leaves_ours_as_it_is() -> None:
+    host = Host()
+    host.clock.silent("the Hub")
+    assert host.clock.doubt is None
 
 
 @pytest.mark.parametrize("by_ms", [BOUND_MS + 1, -BOUND_MS - 1])
@@ -104,6 +122,25 @@ async def test_every_answer_of_the_hub_is_a_look_at_its_clock(tmp_path: Path) ->
                 assert own.doubt is doubt if doubt is None else doubt in str(own.doubt)
                 await hub.ask_time()
                 assert own.doubt is doubt if doubt is None else doubt in str(own.doubt)
+
+
+async def test_an_answer_out_of_a_cache_says_nothing_and_one_without_a_date_does_not_contradict() -> None:
+    headers = {"Age": "7", "Date": "Thu, 01 Jan 2026 00:00:00 GMT"}
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n{fields}\r\n".encode())
+        writer.close()
+
+    own = Clock()
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, Hub(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", clock=own) as hub:
+        await hub.ask_time()
+        assert own.doubt == UNCONFIRMED
+        headers.clear()
+        await hub.ask_time()
+        assert own.doubt is None
 
 
 async def test_a_hub_that_is_not_there_confirms_nothing() -> None:

@@ -64,7 +64,7 @@ def test_kits_are_added_listed_and_revoked(run: Run, folder: Path, db: sqlite3.C
         ("HW-0002", "active"),
         ("HW-0003", "revoked"),
     ]
-    assert audit(db)[-2:] == [("kit add", "HW-0003"), ("kit revoke", "HW-0003")]
+    assert audit(db)[-2:] == [("kit add", "HW-0003"), ("kit revoke", "provisioned -> revoked")]
 
 
 def test_a_kit_is_given_and_taken_back(run: Run, db: sqlite3.Connection) -> None:
@@ -113,8 +113,8 @@ def test_counters_and_status_are_shown(run: Run, db: sqlite3.Connection) -> None
 
 def test_people_get_a_table_with_times(run: Run) -> None:
     _, out, _ = run("kit", "list")
-    assert out.splitlines()[0].split() == ["kit", "state", "created", "seen", "status", "episode"]
-    assert out.splitlines()[1].startswith("HW-0001  active  20")
+    assert out.splitlines()[0].split() == ["kit", "state", "life", "created", "seen", "status", "episode"]
+    assert out.splitlines()[1].startswith("HW-0001  active  provisioned  20")
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,17 @@ def test_the_same_value_with_the_same_timestamp_is_a_repeat(db: sqlite3.Connecti
     assert queued(db) == [(1, "Patient/1")]
 
 
+def test_a_new_value_that_comes_again_from_storage_is_a_repeat(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    # Its confirmation was lost: it was stored and came with another bit (found by the simulation).
+    new = spot(at=NOON)
+    kit.frame(OXIMETER, SPOT, new)
+    kit.frame(OXIMETER, SPOT, new[:-1] + b"\x03")
+    derived(db, kit)
+    assert readings(db, READING) == [(1, "queued", 0, None), (2, "repeat", 0, 1)]
+
+
 def test_the_same_value_without_a_time_is_two_readings_the_second_a_possible_repeat(
     db: sqlite3.Connection, kit: KitJournal
 ) -> None:

@@ -403,3 +403,15 @@ def test_the_offset_is_that_of_the_homes() -> None:
     assert offset_min(NOW_MS, london) == 60
     assert offset_min(NOW_MS - 150 * 86_400_000, london) == 0
     assert offset_min(NOW_MS, ZoneInfo("America/St_Johns")) == -150
+
+
+@pytest.mark.parametrize(
+    ("change_ms", "before", "after"),
+    [(1_774_746_000_000, 0, 60), (1_792_890_000_000, 60, 0)],  # 2026-03-29 and 2026-10-25, 01:00 UTC
+)
+async def test_the_offset_changes_with_the_ack_at_the_second_of_the_change(
+    kits: Kits, change_ms: int, before: int, after: int
+) -> None:
+    for kits.now_ms, offset in ((change_ms - 1, before), (change_ms, after)):
+        ack = await kits.send(batch(uptime_ms=kits.now_ms - change_ms + 1, nonce=bytes(7) + bytes([offset])))
+        assert ack is not None and ack.offset_min == offset

@@ -237,6 +237,13 @@ def test_a_failed_reading_does_not_take_the_identifier_of_a_measurement() -> Non
     assert list(mapped("failed blood pressure")) == ["status"]
 
 
+def test_what_a_hub_calls_a_patient_stays_what_it_is() -> None:
+    odd = JULY_ABOUT._replace(patient='Patient/a"%b%%\0key\0', kit="%(key)b")
+    one = mapped("good spot check", odd)["spo2"]
+    assert one["subject"] == {"reference": odd.patient}
+    assert one["extension"][2]["extension"][0]["valueString"] == odd.kit
+
+
 def test_an_entry_creates_only_if_its_identifier_is_not_there() -> None:
     reading = decode(SPOT, bytes.fromhex(GOOD_SPOT))
     assert isinstance(reading, Reading)

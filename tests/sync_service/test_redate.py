@@ -8,6 +8,7 @@ from ward import NOW, Ward
 
 from gateway import record
 from sync_service.assignments import assign, end
+from sync_service.derive import Deriver
 
 # aiohttp warns the development Hub of a key that is a plain string.
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
@@ -177,6 +178,21 @@ async def test_an_answer_that_was_lost_leaves_nothing_with_the_wrong_patient(war
     assert (await observed(ward, patient=other))["status"] == "final"
 
 
+async def test_what_is_taken_back_while_it_is_under_way_is_retracted_after_it(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.frame(CUFF, BP, GOOD_BP)
+    await ward.settled()  # the Devices are known
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    await ward.server.fault("slow", method="POST", seconds=0.1)
+    async with ward.delivering():
+        await ward.until(ward.server.faults_left)
+        other = await given_on(ward, BIRTH_MS - MINUTE)
+        await ward.until(ward.queued)
+    assert (await observed(ward, patient="Patient/1"))["status"] == "entered-in-error"
+    assert (await observed(ward, patient=other))["status"] == "final"
+
+
 @pytest.mark.parametrize(
     ("kind", "more"),
     [
@@ -266,3 +282,51 @@ async def test_only_times_that_the_news_can_concern_are_dated_again(ward: Ward) 
     kit.anchor()
     await ward.taken()
     assert await ward.counter("dated again") == 3
+
+
+async def test_sntp_dates_a_boot_without_an_ack_once_it_has_been_confirmed(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.boot, kit.uptime_ms = 2, HOUR
+    kit.hint(BIRTH_MS + 5 * HOUR)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    assert await times(ward) == []
+    kit.boot, kit.uptime_ms = 3, 0
+    kit.anchor(BIRTH_MS + 20 * HOUR)
+    await ward.taken()
+    ((quality, width_ms, _, _),) = await times(ward)
+    assert quality == "bracketed" and width_ms > 18 * HOUR
+    kit.hint(BIRTH_MS + 20 * HOUR)
+    await ward.taken()
+    ((quality, width_ms, state, _),) = await times(ward)
+    assert (quality, state) == ("extrapolated", "queued") and width_ms < 72_000
+
+
+async def test_what_a_false_sntp_server_has_dated_is_amended_when_it_is_found_out(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.hint(BIRTH_MS + kit.uptime_ms)  # right, for now
+    kit.boot, kit.uptime_ms = 2, HOUR
+    kit.hint(BIRTH_MS + 5 * HOUR)  # it was four hours earlier
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    assert (await observed(ward))["status"] == "final"
+    kit.boot, kit.uptime_ms = 3, 0
+    kit.anchor(BIRTH_MS + 9 * HOUR)
+    kit.hint(BIRTH_MS + 13 * HOUR)
+    await ward.settled()
+    found = await observed(ward)
+    assert found["status"] == "amended"
+    assert found["effectivePeriod"]["start"] < "2026-07-10T02:05"
+    assert found["effectivePeriod"]["end"] > "2026-07-10T09:55"
+
+
+async def test_a_service_that_is_killed_before_it_has_drawn_the_conclusion_draws_it_after(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    kit.uptime_ms += MINUTE
+    kit.anchor(BIRTH_MS + kit.uptime_ms + 2 * HOUR)
+    await ward.store.write(kit.store)
+    ward.deriver = Deriver()  # here it was killed
+    await ward.settled()
+    assert (await observed(ward))["status"] == "amended"

@@ -28,6 +28,7 @@ class Ward:
         self.wake = asyncio.Event()
         self.kits: dict[str, KitJournal] = {}
         self.races = False
+        self.deriver = Deriver()
 
     async def kit(self, name: str, start_ms: int = BIRTH_MS - HOUR) -> KitJournal:
         """A Kit with a patient of its own at the Hub, from `start_ms` on."""
@@ -42,10 +43,9 @@ class Ward:
 
     async def taken(self) -> None:
         """Derive what the Kits have."""
-        deriver = Deriver()
         for kit in self.kits.values():
             await self.store.write(kit.store)
-        while (await deriver.step(self.store, NOW)).records:
+        while (await self.deriver.step(self.store, NOW)).records:
             pass
 
     @asynccontextmanager

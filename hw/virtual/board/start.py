@@ -15,6 +15,8 @@ modules = sys.path[0]
 import chip  # noqa: E402  (found beside this file)
 from wiring import SOFT_RESET  # noqa: E402
 
+_SECTOR_BYTES = 4096
+
 chip.power_on(sys.argv[1])
 vfs.umount("/")
 vfs.mount(vfs.VfsPosix("/"), "/host")
@@ -40,20 +42,22 @@ import esp32  # noqa: E402
 # All of them now, so that what they take is not taken from the firmware's heap later.
 for name in ("bluetooth", "machine", "neopixel", "network", "ntptime", "socket", "ssl", "time"):
     __import__(name)
+import time  # noqa: E402
 
 
-def mounted() -> object:
-    """The file system of partition `vfs`; a blank one is formatted, as the chip's first boot does."""
+def mount() -> None:
+    """The file system of partition `vfs`, as a stock image does: a blank one is formatted."""
     partition = esp32.Partition.find(esp32.Partition.TYPE_DATA, label="vfs")[0]
-    start = bytearray(64)
+    start = bytearray(_SECTOR_BYTES)
     partition.readblocks(0, start)
-    if start == b"\xff" * 64:
+    if start == b"\xff" * _SECTOR_BYTES:
         vfs.VfsLfs2.mkfs(partition)
-    return vfs.VfsLfs2(partition)
-
-
-vfs.mount(mounted(), "/")
-os.chdir("/")
+    try:
+        vfs.mount(vfs.VfsLfs2(partition), "/")
+    except OSError:
+        while True:
+            print("The filesystem appears to be corrupted.")
+            time.sleep_ms(3000)
 
 
 def run(name: str) -> None:
@@ -79,15 +83,30 @@ def run(name: str) -> None:
             raise
 
 
+def has(name: str) -> bool:
+    """Whether the program brings a file of that name along, as a release with frozen code does."""
+    for folder in sys.path[1:]:
+        for suffix in (".py", ".mpy"):
+            try:
+                os.stat(folder + "/" + name + suffix)
+                return True
+            except OSError:
+                pass
+    return False
+
+
 try:
+    if has("_boot"):
+        run("_boot")
+    else:
+        mount()
+    os.chdir("/")
     run("boot")
     run("main")
 except SystemExit:
     chip.end(SOFT_RESET)
 except BaseException as problem:
     sys.print_exception(problem)
-
-import time  # noqa: E402
 
 print("MicroPython: the program has ended; the REPL waits for ever")
 while True:

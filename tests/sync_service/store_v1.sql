@@ -1,0 +1,134 @@
+-- The Store. Times are UTC in ms since 1970; a Journal is named by its row, a Record by (journal, sequence).
+
+create table if not exists kit (
+    kit         text primary key,
+    state       text not null,              -- 'active' or 'revoked': only an active Kit's Batches are stored (P8)
+    created_ms  integer not null,
+    status      text,                       -- the last retained status, JSON as the Kit sent it
+    status_ms   integer,
+    seen_ms     integer                     -- receipt of the last good Batch
+);
+
+-- One Journal of one Kit: a Kit gets a new one at each wipe. It belongs to at most one Episode (P5).
+create table if not exists journal (
+    journal          integer primary key,
+    kit              text not null references kit,
+    journal_id       blob not null,
+    through          integer not null default 0,    -- every sequence up to here is stored, or known to be lost
+    derived_through  integer not null default 0,    -- every FRAME up to here has its Reading
+    assignment       integer references assignment, -- the Episode it belongs to, set by its first placed Reading
+    created_ms       integer not null,
+    unique (kit, journal_id)
+);
+
+-- Every Record as it came (DESIGN 4: raw first). The key is the transport deduplication of DESIGN 9.
+create table if not exists record (
+    journal      integer not null,
+    sequence     integer not null,
+    type         integer not null,
+    version      integer not null,
+    boot         integer not null,
+    uptime_ms    integer not null,
+    body         blob not null,
+    received_ms  integer not null,
+    primary key (journal, sequence)
+) without rowid;
+
+-- Anchors, Sensor clocks, Sensors and events of a Journal are few: the timeline is rebuilt from them at a start.
+create index if not exists record_context on record (journal, sequence) where type <> 1;
+
+-- When each boot was heard of: the service's clock at the receipt of a Batch beside the Kit's uptime.
+create table if not exists receipt (
+    journal      integer not null,
+    boot         integer not null,
+    uptime_ms    integer not null,
+    received_ms  integer not null,
+    primary key (journal, boot)             -- the first Batch of a boot: the tightest bound for what came before it
+) without rowid;
+
+-- Same (Kit, Journal, sequence) with other bytes: both are kept, and it is an alarm.
+create table if not exists conflict (
+    journal      integer not null,
+    sequence     integer not null,
+    record       blob not null,             -- the whole Record that came second
+    received_ms  integer not null,
+    primary key (journal, sequence, record)
+);
+
+-- CRC-good bytes that this release can't decode: kept, acked where they have a sequence, and shown.
+create table if not exists quarantine (
+    id           integer primary key,
+    kit          text not null,
+    reason       text not null,
+    content      blob not null,
+    received_ms  integer not null,
+    unique (kit, content)
+);
+
+-- What was refused or repeated, and why: shown on the console.
+create table if not exists counter (
+    kit   text not null,                    -- '' for the service itself
+    name  text not null,
+    n     integer not null,
+    primary key (kit, name)
+) without rowid;
+
+-- A Kit belongs to an Episode during [start, end). `patient` is the Hub's reference; no patient detail is kept here.
+create table if not exists assignment (
+    assignment  integer primary key,
+    kit         text not null references kit,
+    episode     text not null,
+    patient     text not null,              -- 'Patient/<id>' at the Hub
+    start_ms    integer not null,
+    end_ms      integer,                    -- null: still there
+    check (end_ms is null or end_ms > start_ms)
+);
+create index if not exists assignment_kit on assignment (kit, start_ms);
+
+-- One decoded measurement. `key` is fixed at the first derivation and is Observation.identifier at the Hub.
+create table if not exists reading (
+    reading          integer primary key,
+    journal          integer not null,
+    sequence         integer not null,
+    key              blob not null,
+    content          blob not null,         -- hash of Sensor identity, characteristic and raw value, without sequence
+    repeat_of        integer references reading,
+    possible_repeat  integer not null default 0,
+    sensor           text not null,         -- Sensor identity: serial or System ID, else identity address
+    trust            text not null,         -- good, questionable, never (P7)
+    earliest_ms      integer,               -- the whole bound of when it was taken; null: not known (held)
+    latest_ms        integer,
+    quality          text,                  -- synced, extrapolated, sensor_corrected, bracketed
+    state            text not null,         -- queued, held, repeat
+    reason           text,                  -- why it is held
+    barred           integer not null default 0,    -- held for its Sensor's sake: no Assignment can release it
+    assignment       integer references assignment,
+    derived_ms       integer not null,
+    unique (journal, sequence)
+);
+create unique index if not exists reading_key on reading (key) where repeat_of is null;
+create index if not exists reading_content on reading (content);
+create index if not exists reading_held on reading (state) where state = 'held';
+
+-- What still has to reach the Hub. Written in the transaction of its Reading; the row stays when it is done.
+create table if not exists outbox (
+    reading     integer primary key references reading,
+    patient     text not null,
+    state       text not null,              -- queued, done, parked
+    attempts    integer not null default 0,
+    due_ms      integer not null,
+    answer      text,                       -- the Hub's last word: status, and diagnostics where it refused
+    done_ms     integer
+);
+-- By patient: deliveries for one patient are serialised, and one patient's backlog must not hide the others.
+create index if not exists outbox_queued on outbox (patient, due_ms) where state = 'queued';
+create index if not exists outbox_parked on outbox (reading) where state = 'parked';
+
+-- Who changed what, and when.
+create table if not exists audit (
+    id      integer primary key,
+    at_ms   integer not null,
+    who     text not null,
+    action  text not null,
+    detail  text not null
+);
