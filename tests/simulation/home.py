@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 MORNING_S, EVENING_S = 7 * HOUR_S, 22.5 * HOUR_S
-A_DAY = 10
+A_DAY = 9
 """Measurements of each Sensor and day; the promise is for 8 and days of a hand-over are short."""
 
 

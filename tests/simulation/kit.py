@@ -22,7 +22,7 @@ from gateway.sensor_session import READ as READ_STEP
 from gateway.uplink import Uplink
 from tests.simulation.broker import Connection
 from tests.simulation.engine import Process
-from tests.simulation.sensor import RACP, Kept, Measurement, Sensor
+from tests.simulation.sensor import Kept, Measurement, Sensor
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -421,7 +421,7 @@ class Visit:
         self.last_s = kit.world.loop.time()
         kept = measurement.frames[-1]
         await asyncio.sleep(kit.random.uniform(0.0, 0.05))
-        if self.up and strikes("confirmation lost", 0.01):
+        if self.up and strikes("confirmation lost", 0.03):
             self.end()
         if not self.up:
             return False
@@ -487,6 +487,3 @@ class Visit:
                     await came.wait()
             if kit.flash.interrupt is interrupt:
                 kit.flash.interrupt = None
-
-
-__all__ = ("POWER_ON", "RACP", "WATCHDOG", "Kit", "PowerCut", "Visit")
