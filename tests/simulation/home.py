@@ -51,6 +51,10 @@ class Home:
             kit = self.kit
             if kit.process is None:
                 continue
+            if strikes("SNTP wrong", 0.04):
+                kit.sntp_wrong_ms = self.random.choice((-1, 1)) * self.random.randrange(3_000, 90_000_000)
+            elif self.random.random() < 0.1:
+                kit.sntp_wrong_ms = 0
             if strikes("bit rot", 0.03):
                 self._rot()
             if strikes("power cut", 0.06):
