@@ -101,7 +101,8 @@ def _one(options: argparse.Namespace, report: Report) -> None:
     if report.plan(f"Flash Kit {job.kit}", _steps(job, options)):
         register = Register(kit_folder.bench_folder(options.bench))
         done = flash(job, one_port(options.port), register, report, repair=options.repair, baud=options.baud)
-        _tell(options.bench, job.kit, report)
+        if not options.repair:  # which changes nothing in a Kit's life
+            _tell(options.bench, job.kit, report)
         report.result(done, f"{job.kit} is flashed and verified; label it {job.kit} now")
 
 
