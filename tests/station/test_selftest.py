@@ -23,13 +23,14 @@ from hw.virtual.cuff import Cuff
 from hw.virtual.radio import Room
 from hw.virtual.rom_loader import RomLoader
 from hw.virtual.sensor import Habits, Label
+from tests import broker
 from tests.station.kits import kit_folder, project
 from tests.station.used_kit import BOARD, used_flash
 from tests.station.workshop import Said, Wire, Workshop, showed, workshop
 
 KIT = "HW-0001-Z"
 BUTTON_PIN = 0
-RED, GREEN, BLUE = (40, 0, 0), (0, 30, 0), (0, 0, 40)
+COLOURS = range(3)
 QUIET = Report(json=True, dry_run=False)
 HEARD = [
     'TEST {"name": "journal", "passed": true, "detail": "d"}',
@@ -136,7 +137,7 @@ async def try_out(
     loop, pressed = asyncio.get_running_loop(), threading.Event()
 
     def answer(question: str) -> str:
-        return "y" if all(showed(board, colour) for colour in (RED, GREEN, BLUE)) else "n"
+        return "y" if all(showed(board, colour) for colour in COLOURS) else "n"
 
     monkeypatch.setattr(builtins, "input", answer)
 
@@ -172,8 +173,9 @@ async def test_a_good_board_passes_and_its_reading_is_nobodys(
     assert here.lives() == {KIT: "tested"}
     rows = here.rows("select who, passed from self_test")
     assert rows == [("bench/ann", 1)]
-    held = here.rows("select state, trust, reason from reading")
-    assert held == [("held", "never", "a self-test of the bench: no Sensor has measured it")]
+    query = "select state, trust, reason from reading"
+    await broker.eventually(lambda: bool(here.rows(query)))
+    assert here.rows(query) == [("held", "never", "a self-test of the bench: no Sensor has measured it")]
     assert "selftest" not in board.nvs("homeward")
     say.append(f"selftest: {len(NAMES)} checks on the virtual board in {said.json['took_s']} s")
     await cuff.power_off()
