@@ -93,6 +93,10 @@ class Identity:
             self._nvs.set_i32("utc_s", utc_s - _TO_2000_S)
             self._nvs.commit()
 
+    def forget_keys(self) -> None:
+        """TLS has its own copies: these would stay in the heap for nothing."""
+        self.ca = self.certificate = self.key = b""
+
     def keep_networks(self) -> bool:
         """Remember the networks as they are in the list; False: they do not fit, and the old ones stay."""
         whole = json.dumps(self.networks).encode()

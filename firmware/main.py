@@ -5,6 +5,7 @@ The brain is gateway/; every file of firmware/ is one peripheral of it and decid
 
 import _thread
 import asyncio
+import gc
 import os
 
 from firmware import board, clock, release
@@ -58,7 +59,7 @@ class Kit:
         )
         self.supervisor = Supervisor(self.clock)
         self.stored = self.supervisor.alive("storage", STORAGE_MS)
-        self.networks = Networks(self.gateway.append_event)
+        self.networks = Networks(self.gateway.append_event, self.gateway.may_speak)
         self.wifi = Wifi(identity.networks, identity.kit, see=self._see_network)
         self.link = Link(
             self.gateway,
@@ -71,6 +72,7 @@ class Kit:
             reached=self.wifi.reached,
             alive=self.supervisor.alive("uplink", UPLINK_MS),
         )
+        identity.forget_keys()
         self.front = Front(self.gateway, self.clock, identity, self.wifi, self.networks, indicator)
         self.radio = Radio(
             self.gateway,
@@ -119,6 +121,7 @@ class Kit:
                 clock.set_utc_s(utc_s)
                 self.identity.keep_utc_s(utc_s)
             self.networks.settle(now_ms)
+            self.radio.settle(now_ms)
             self.gateway.rim["radio"] = self.radio.works
             self.front.show(connected=self.link.is_connected, radio_works=self.radio.works)
             await asyncio.sleep_ms(0 if more else _HOUSEKEEPING_MS)
@@ -127,6 +130,7 @@ class Kit:
 async def run() -> None:
     """Run the Kit; one that can't be made shows why, and waits for the bench."""
     indicator = Indicator(board.light(), board.buzzer())
+    gc.collect()  # what the imports have left would lie between the buffers
     try:
         kit = Kit(indicator)
     except IdentityError as error:

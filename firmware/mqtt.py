@@ -143,9 +143,9 @@ class Link:
             await self._subscribe(client)
             self.counters["connections"] += 1
             self.is_connected = self._stood = True
-            self._reached(NET_ONLINE)
             self._told_ms = -STATUS_EVERY_MS
             self._gateway.connected(self._clock.now_ms())
+            self._reached(NET_ONLINE)
             await self._carry(client)
         finally:
             self.is_connected = False
@@ -187,7 +187,6 @@ class Link:
         receiving = asyncio.create_task(self._receive(client))
         try:
             while not receiving.done():
-                self._alive()
                 if not self._online():
                     raise OSError(errno.ENOTCONN)
                 if self._gateway.uplink.is_stuck(self._clock.now_ms()):
@@ -195,6 +194,7 @@ class Link:
                 self._news.clear()
                 if not await self._send_due(client):
                     await self._wait()
+                self._alive()  # not before: one that fails at its first Batch for ever shows none
             await receiving  # raises what has ended it
         finally:
             receiving.cancel()

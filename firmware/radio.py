@@ -96,7 +96,7 @@ class Radio:
         alive: "Callable[[], None]",
         heard: "Callable[[bool], None]",
     ) -> None:
-        self.works = True
+        self.works = self._told_works = True
         self.counters = gateway.counters
         self.counters.update(dict.fromkeys(COUNTERS, 0))
         self._gateway = gateway
@@ -239,15 +239,16 @@ class Radio:
                 break
             except _UNAVAILABLE as error:
                 print("radio:", error)
-                self._say_works(False)
+                self.works = False
                 self._alive()  # a reset every hour would cure nothing, and costs the link
                 await asyncio.sleep_ms(_MISSING_MS)
-        self._say_works(True)
+        self.works = True
 
-    def _say_works(self, works: bool) -> None:
-        if works != self.works:
-            self.works = works
-            self._gateway.append_event(RADIO_MISSING, 0, bytes([not works]), self._clock.now_ms())
+    def settle(self, now_ms: int) -> None:
+        """Tell whether there is a radio, where that has changed and may be told."""
+        if self.works != self._told_works and self._gateway.may_speak(now_ms):
+            self._told_works = self.works
+            self._gateway.append_event(RADIO_MISSING, 0, bytes([not self.works]), now_ms)
             self._wake()
 
     def _start(self) -> None:

@@ -76,7 +76,7 @@ class Wifi:
             for step in range(len(self._networks)):
                 place = (first + step) % len(self._networks)
                 if await self._join(place):
-                    first = await self._stay(place)
+                    first = await self._stay()
                     tries = 0
                     break
             else:
@@ -97,13 +97,13 @@ class Wifi:
         self._see(place, state)
         return False
 
-    async def _stay(self, place: int) -> int:
+    async def _stay(self) -> int:
         """Until the network is gone or leads nowhere; return the place at which to go on."""
         self._fruitless = 0
         alone = len(self._networks) < 2
         while self.is_online() and (alone or self._fruitless < _FRUITLESS):
             await asyncio.sleep_ms(_LOOK_MS)
-        fruitless = self.is_online()
+        fruitless, place = self.is_online(), self._place
         self._place = -1
         if not fruitless:
             return 0

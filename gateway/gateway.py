@@ -8,7 +8,7 @@ described in the same Journal before it.
 """
 
 from gateway.errors import FormatError, JournalError, SensorError
-from gateway.limits import MAX_SENSORS, STREAM_WINDOW_MS
+from gateway.limits import MAX_SENSORS, SPEAK_AFTER_MS, STREAM_WINDOW_MS
 from gateway.peek import is_live
 from gateway.port import const
 from gateway.record import (
@@ -357,6 +357,10 @@ class Gateway:
 
     def _save(self) -> None:
         self._bonds.save([each.kept() for each in self._bonded])
+
+    def may_speak(self, now_ms: int) -> bool:
+        """Whether this boot is known already, or too old to be part of a loop: else its troubles wait."""
+        return self._begun is None or now_ms >= SPEAK_AFTER_MS
 
     def _append(self, type: int, body: bytes, now_ms: int) -> int:
         self._say_booted()

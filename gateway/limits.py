@@ -38,6 +38,10 @@ TAIL_BLOCKS = const(4)
 """Blocks that are read for a peek at most: where streamed values fill more, nothing new lies behind them.
 0.2 s for each on an ESP32."""
 
+SPEAK_AFTER_MS = const(300_000)
+"""A boot that has nothing else to tell says what is wrong with it only now: a loop of boots, the watchdog's
+too, would fill the Journal with that."""
+
 # --- Time ---------------------------------------------------------------------------------------------------
 DRIFT_PPM = const(100)
 """Bound of the Gateway's crystal over temperature and ageing: the part is sold as +-10 ppm; cheap boards were

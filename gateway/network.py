@@ -1,7 +1,8 @@
 """Network: how each network that the Kit knows stands, told as an EVENT where that has changed.
 
 The one rule: a router that comes and goes does not fill the Journal. A few EVENTs may follow each other at
-once, then one an hour; what was not told by then is told as it stands.
+once, then one an hour. A boot that nobody knows of yet waits with them, or a loop of boots would fill it. Of
+what could not be told at its time the last trouble and the present state are told, with the time of each.
 """
 
 from gateway.port import const
@@ -58,30 +59,51 @@ _URGENT = (
 
 
 class Networks:
-    """`say` is Gateway.append_event. Networks have places 0 to MAX_NETWORKS - 1, the best one first."""
+    """`say` is Gateway.append_event, `may_speak` Gateway.may_speak.
 
-    def __init__(self, say: "Callable[[int, int, bytes, int], None]") -> None:
+    Networks have places 0 to MAX_NETWORKS - 1, the best one first.
+    """
+
+    def __init__(
+        self, say: "Callable[[int, int, bytes, int], None]", may_speak: "Callable[[int], bool]"
+    ) -> None:
         self.states = [NET_UNTRIED] * MAX_NETWORKS
         self._say = say
+        self._may_speak = may_speak
+        self._since_ms = [0] * MAX_NETWORKS
         self._told = [NET_UNTRIED] * MAX_NETWORKS
+        self._missed: dict[int, tuple[int, int]] = {}  # by place: what was replaced untold, and its uptime
         self._left = BURST
         self._granted_ms = 0
 
     def see(self, place: int, state: int, now_ms: int) -> None:
         """This is how a network stands now."""
-        if 0 <= place < MAX_NETWORKS:
+        if not 0 <= place < MAX_NETWORKS:
+            return
+        before = self.states[place]
+        if state != before:
+            if before != self._told[place]:
+                self._missed[place] = (before, self._since_ms[place])
             self.states[place] = state
-            self.settle(now_ms)
+            self._since_ms[place] = now_ms
+        self.settle(now_ms)
 
     def settle(self, now_ms: int) -> None:
         """Tell what is still to be told, as far as it may be."""
         self._grant(now_ms)
+        if not self._may_speak(now_ms):
+            return
         for place in range(MAX_NETWORKS):
-            state = self.states[place]
-            if state != self._told[place] and self._left:
-                self._left -= 1
-                self._told[place] = state
-                self._say(NETWORK, 0, bytes([place, state]), now_ms)
+            missed = self._missed.pop(place, None)
+            if missed is not None:
+                self._tell(place, *missed)
+            self._tell(place, self.states[place], self._since_ms[place])
+
+    def _tell(self, place: int, state: int, since_ms: int) -> None:
+        if state != self._told[place] and self._left:
+            self._left -= 1
+            self._told[place] = state
+            self._say(NETWORK, 0, bytes([place, state]), since_ms)
 
     @property
     def state(self) -> int:

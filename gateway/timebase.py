@@ -325,6 +325,8 @@ class SensorTimeline:
         self._shown: int | None = None
         self._last_kind = 0
         self._drained: list[tuple[int, int]] = []
+        # When it was last asked since when the Sensor had been empty: which of these, `changes`, the answer.
+        self._empty: tuple[tuple[int, int], int, int] = ((0, 0), -1, 0)
         self._disproved = False
 
     def clock_read(self, kind: int, boot: int, uptime_ms: int, date_time: "tuple[int, ...] | None") -> None:
@@ -519,8 +521,11 @@ class SensorTimeline:
         """Earliest ms of a value that may have waited in the Sensor."""
         for drained in reversed(self._drained):
             if drained < at:  # in the same ms: perhaps only after the value had come
-                time = self._timebase.time_of(*drained)
-                return self._timebase.floor_ms if time is None else time.earliest_ms
+                if self._empty[:2] != (drained, self._timebase.changes):
+                    time = self._timebase.time_of(*drained)
+                    earliest_ms = self._timebase.floor_ms if time is None else time.earliest_ms
+                    self._empty = (drained, self._timebase.changes, earliest_ms)
+                return self._empty[2]
         return self._timebase.floor_ms
 
 

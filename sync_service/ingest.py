@@ -90,7 +90,7 @@ class Ingest:
             await self._idle.wait()
             offered = self._offered
             await asyncio.sleep(QUIET_S)
-            if self._offered == offered:
+            if self._offered == offered and self._idle.is_set():
                 return
 
     async def run(self) -> None:

@@ -19,10 +19,10 @@ import machine
 import micropython
 import network
 
+from firmware import wifi
 from firmware.flash import PartitionFlash
 from firmware.radio import Radio
 from firmware.supervisor import Supervisor
-from firmware.wifi import Wifi
 from gateway.gateway import Gateway
 from gateway.port import const
 
@@ -43,7 +43,7 @@ order = bytearray(255)  # the last events that were no adverts, by their numbers
 statuses = []  # of the network, each once
 
 _received, _program, _take = Gateway.received, PartitionFlash.program, Radio._take
-_join, _feed = Wifi._join, Supervisor.run
+_state, _feed = wifi._state, Supervisor.run
 
 
 def received(self, sensor, characteristic, value, flags, uptime_hi, uptime_lo):
@@ -83,12 +83,11 @@ def take(self, event, data):
     return _take(self, event, data)
 
 
-async def join(self, name, password):
-    """One try to join a network."""
-    joined = await _join(self, name, password)
-    if not joined and self.status not in statuses:
-        statuses.append(self.status)
-    return joined
+def state(status):
+    """The driver's last word about a try to join a network that came to nothing."""
+    if status not in statuses:
+        statuses.append(status)
+    return _state(status)
 
 
 async def feed(self):
@@ -128,7 +127,7 @@ def start(hold_ms=0):
     """Begin the firmware. Every value stays in the handler for `hold_ms` after it was kept."""
     figures[_HOLD_MS] = hold_ms
     Gateway.received, PartitionFlash.program, Radio._take = received, program, take
-    Wifi._join, Supervisor.run = join, feed
+    wifi._state, Supervisor.run = state, feed
     # What boot.py does, but for the Ctrl-C that the bench stops it with.
     if hasattr(micropython, "alloc_emergency_exception_buf"):
         micropython.alloc_emergency_exception_buf(128)

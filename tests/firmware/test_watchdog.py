@@ -16,7 +16,8 @@ BOUND_MS = 2_000
 
 # Before main.py: shorter bounds; and in the first boot one part fails for ever as soon as a value is kept.
 _BOOT = """
-import machine
+import gc, machine
+gc.threshold(32 * 1024)
 import firmware.supervisor as supervisor
 import firmware.mqtt, firmware.radio, gateway.gateway
 supervisor.{name} = {bound}

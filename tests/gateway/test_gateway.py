@@ -9,7 +9,7 @@ from nor import Lock, NorFlash
 from gateway.errors import JournalError, SensorError
 from gateway.gateway import Gateway
 from gateway.journal import Journal
-from gateway.limits import MAX_SENSORS, QUIET_MS
+from gateway.limits import MAX_SENSORS, QUIET_MS, SPEAK_AFTER_MS
 from gateway.message import Ack, decode_batch, encode_ack
 from gateway.record import (
     ANCHOR,
@@ -236,6 +236,12 @@ class GatewayTest(unittest.TestCase):
             self.gateway.append_event(BUTTON, 0, b"", 7)
         events = [body.code for kind, body in self.bodies() if kind == EVENT]
         self.assertEqual(events, [BOOTED, BUTTON, BUTTON])
+
+    def test_a_boot_speaks_of_its_troubles_when_it_is_known_or_too_old_for_a_loop(self):
+        self.assertFalse(self.gateway.may_speak(SPEAK_AFTER_MS - 1))
+        self.assertTrue(self.gateway.may_speak(SPEAK_AFTER_MS))
+        self.gateway.append_event(BUTTON, 0, b"", 0)
+        self.assertTrue(self.gateway.may_speak(0))
 
     def test_a_boot_that_sends_has_a_number_of_its_own(self):
         self.gateway.connected(0)

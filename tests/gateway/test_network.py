@@ -20,7 +20,8 @@ DAY_MS = 24 * EVERY_MS
 class NetworksTest(unittest.TestCase):
     def setUp(self):
         self.said = []
-        self.networks = Networks(lambda *event: self.said.append(event))
+        self.known = True
+        self.networks = Networks(lambda *event: self.said.append(event), lambda now_ms: self.known)
 
     def test_a_change_is_told_once_and_a_repeat_is_not(self):
         for now_ms in range(0, 5_000, 1_000):
@@ -48,7 +49,25 @@ class NetworksTest(unittest.TestCase):
         self.networks.see(0, NET_CAPTIVE, 1)
         self.assertEqual(len(self.said), BURST)
         self.networks.settle(EVERY_MS)
-        self.assertEqual(self.said[-1], (NETWORK, 0, bytes([0, NET_CAPTIVE]), EVERY_MS))
+        self.assertEqual(self.said[-1], (NETWORK, 0, bytes([0, NET_CAPTIVE]), 1))
+
+    def test_a_boot_that_nobody_knows_of_waits_and_then_tells_its_last_trouble_and_how_it_is_now(self):
+        self.known = False
+        self.networks.see(0, NET_ABSENT, 10)
+        self.networks.see(0, NET_NO_INTERNET, 20)
+        self.networks.see(1, NET_ABSENT, 25)
+        self.networks.settle(EVERY_MS)
+        self.assertEqual(self.said, [])
+        self.known = True
+        self.networks.see(0, NET_ONLINE, 30)
+        self.assertEqual(
+            self.said,
+            [
+                (NETWORK, 0, bytes([0, NET_NO_INTERNET]), 20),
+                (NETWORK, 0, bytes([0, NET_ONLINE]), 30),
+                (NETWORK, 0, bytes([1, NET_ABSENT]), 25),
+            ],
+        )
 
     def test_a_quiet_month_saves_up_no_more_than_a_burst(self):
         self.networks.settle(30 * DAY_MS)

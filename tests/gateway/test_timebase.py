@@ -480,6 +480,15 @@ class Sensors(unittest.TestCase):
         self.assertTrue(abs(time.earliest_ms - (BIRTH + 3 * HOUR)) < 2 * SECOND)
         self.assertTrue(abs(time.latest_ms - (BIRTH + 5 * HOUR)) < 2 * SECOND)
 
+    def test_what_becomes_known_of_when_the_sensor_was_empty_counts_from_then_on(self):
+        self.timeline.drained(1, 3 * HOUR)
+        first = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)
+        self.timebase.add_anchor(1, 3 * HOUR, BIRTH + 3 * HOUR, 20)
+        second = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)
+        self.timeline.drained(1, 4 * HOUR)
+        third = self.timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)
+        self.assertTrue(first.earliest_ms < second.earliest_ms < BIRTH + 3 * HOUR < third.earliest_ms)
+
     def test_a_sensor_that_was_never_empty_may_hold_values_since_provisioning(self):
         timeline = SensorTimeline(self.timebase)
         time = timeline.time_of(plain(), 1, 5 * HOUR, can_store=True)

@@ -542,3 +542,68 @@ asyncio.run(talk("another name:", "else.test"))
             assert "refused" in await board.says("in 2000:")
             assert await board.says("today:") == r"today: b'over tls\n'"
             assert "refused" in await board.says("another name:")
+
+
+async def test_board_opens_a_network_of_its_own_as_the_documentation_says(made: MakeBoard) -> None:
+    program = """
+import network, socket
+point, station = network.WLAN(network.AP_IF), network.WLAN(network.STA_IF)
+print("same", point is network.WLAN(network.WLAN.IF_AP), point is not station, point.active())
+for wrong in (
+    lambda: network.WLAN(2),
+    lambda: point.config(ssid="x", key="short", security=3),
+    lambda: point.config(reconnects=2),
+    lambda: station.config(security=3),
+    lambda: point.config("key"),
+    lambda: point.config(nothing=1),
+    lambda: point.scan(),
+    lambda: socket.getaddrinfo("192.168.4.1", 80),
+):
+    try:
+        wrong()
+    except (OSError, ValueError) as error:
+        print("refused", type(error).__name__, error.args[0])
+point.config(ssid="Homeward HW-0001", key="four words", security=3, max_clients=2)
+point.active(True)
+print("open", point.active(), point.config("ssid"), point.config("security"), point.ifconfig()[0])
+listener = socket.socket()
+listener.bind(socket.getaddrinfo("192.168.4.1", 80)[0][-1])
+listener.listen(1)
+print("listening")
+client = listener.accept()[0]
+client.write(b"hello")
+client.close()
+station.active(True)
+station.connect("home", "correct horse")
+while not station.isconnected():
+    pass
+point.active(False)
+print("both", station.isconnected(), point.active())
+"""
+    async with running(made(program)) as board:
+        board.wifi(True)
+        assert await board.says("same") == "same True True False"
+        await board.says("listening")
+        refused = [line.removeprefix("refused ") for line in board.log if line.startswith("refused")]
+        assert refused == [
+            "ValueError invalid WLAN interface identifier",
+            "OSError Wifi Invalid Password",
+            "OSError STA required",
+            "OSError AP required",
+            "ValueError unknown config param",
+            "ValueError unknown config param",
+            "OSError STA must be active",
+            "OSError -202",
+        ]
+        assert await board.says("open") == "open True Homeward HW-0001 3 192.168.4.1"
+        point = board.network.point
+        assert point is not None and (point.ssid, point.key, point.security) == (
+            "Homeward HW-0001",
+            "four words",
+            3,
+        )
+        reader, writer = await asyncio.open_connection("127.0.0.1", board.network.ports[80])
+        assert await reader.read() == b"hello"
+        writer.close()
+        assert await board.says("both") == "both True False"
+        assert board.network.point is None and not board.network.ports
