@@ -26,8 +26,8 @@ _WAIT_MS = const(45_000)
 """For each check: Wi-Fi needs 20 s at worst, an advert a few, a technician's hand some more."""
 _LOOK_MS = const(100)
 _COLOURS = ("fault", "kept", "pairing")  # red; green with a beep; blue
-_COLOUR_LOOKS = const(10)
-_TIMES = const(3)
+_COLOUR_LOOKS = const(15)  # the longest of the three patterns
+_TIMES = const(2)
 _SPOT_CHECK = const(0x2A5E)
 _TEST_VALUE = b"\x02\x61\x00\x48\x00\x00\x08"
 """PLX Spot-Check of 97 % and 72/min whose measurement status is "data for testing" (PLX 1.0.1, 3.1.1.5)."""

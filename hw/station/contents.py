@@ -5,7 +5,7 @@ and is what a wiped flash is searched for.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from gateway.journal import Journal
 from gateway.limits import MAX_BATCH_BYTES
 from gateway.record import decode_all, encode
 from hw.station import nvs, partitions, secret
-from hw.station.partitions import TABLE_BYTES, TABLE_OFFSET, PartitionError
+from hw.station.partitions import TABLE_BYTES, TABLE_OFFSET, Partition, PartitionError
 from sync_service.arrival import last_of
 from sync_service.kit_id import mistake
 
@@ -52,14 +52,17 @@ class Contents:
         return max(0, self.last - journals.get(self.journal_id, 0)) if self.journal_id else 0
 
 
-def read(flash: Flash) -> Contents:
-    """What the flash holds. One that was never written holds nothing. Raises LoaderError."""
+def read(flash: Flash, ours: Sequence[Partition] = ()) -> Contents:
+    """What the flash holds. One that was never written holds nothing. Raises LoaderError.
+
+    `ours`: where to look when the board's own partition table is lost.
+    """
     found = Contents()
+    rows: Sequence[Partition]
     try:
         rows = partitions.decode(flash.read(TABLE_OFFSET, TABLE_BYTES))
     except PartitionError:
-        found.readable = False
-        return found
+        rows, found.readable = ours, bool(ours)
     read = {row.label: flash.read(row.offset, row.size) for row in rows if row.label in _READERS}
     for label, content in read.items():
         _READERS[label](found, content)

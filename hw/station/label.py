@@ -150,8 +150,8 @@ def lines(kit: KitFolder) -> list[Line]:
 
 
 def portal_name(kit: str) -> str:
-    """The name of the set-up portal's network."""
-    return f"Homeward-{kit}"
+    """The name of the set-up portal's network (firmware/portal.py)."""
+    return f"Homeward {kit}"
 
 
 def _font(line: Line) -> ImageFont.FreeTypeFont:

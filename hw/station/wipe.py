@@ -14,7 +14,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
-from hw.station import StationError, bench, contents, receipt, secret
+from hw.station import StationError, bench, board, contents, receipt, secret
 from hw.station.bench import Bench
 from hw.station.contents import Contents
 from hw.station.loader import Found, Loader, Progress
@@ -88,23 +88,23 @@ def wipe(
     """Wipe the Kit on this board; return the receipt. Raises StationError, and then nothing was erased."""
     operator, register = service.status()["technician"], Register(here.folder)
     _may_be_wiped(service.kit(kit))
-    board = loader.identify()
-    held = _look(loader, report)
-    _is_the_kit(held.kit or register.kit_of(board.mac), kit, reason)
+    chip = loader.identify()
+    held = _look(here, loader, report)
+    _is_the_kit(held.kit or register.kit_of(chip.mac), kit, reason)
     if drain and held.missing(service.kit(kit)["journals"]):
         _drain(service, held, loader, kit, report)
-        held = _look(loader, report)
+        held = _look(here, loader, report)
     told = service.kit(kit)  # the last question before the receipt is on disk
     given_up = _given_up(held, told, reason)
-    proof = _erase(loader, board, held, report)
+    proof = _erase(loader, chip, held, report)
     written: dict[str, Any] = {
         "kit": kit,
         "at_ms": time.time_ns() // 1_000_000,
         "operator": operator,
         "service": here.service,
-        "chip": board.chip,
-        "mac": board.mac,
-        "flash_bytes": board.flash_bytes,
+        "chip": chip.chip,
+        "mac": chip.mac,
+        "flash_bytes": chip.flash_bytes,
         "before": _before(held),
         "erased": list(ERASED),
         "unsent_given_up": given_up,
@@ -129,9 +129,9 @@ def _may_be_wiped(told: dict[str, Any]) -> None:
         raise StationError(f"Kit {told['kit']} is {told['life']}: run `homeward-station receive` first")
 
 
-def _look(loader: Loader, report: Report) -> Contents:
+def _look(here: Bench, loader: Loader, report: Report) -> Contents:
     report.say("reading what it holds ...")
-    return contents.read(loader)
+    return contents.read(loader, board.load(here.board).partitions)
 
 
 def _is_the_kit(found: str | None, kit: str, reason: str | None) -> None:
@@ -180,16 +180,16 @@ def _drain(service: Service, held: Contents, loader: Loader, kit: str, report: R
 # --- The erase and its proof --------------------------------------------------------------------------------
 
 
-def _erase(loader: Loader, board: Found, held: Contents, report: Report) -> dict[str, Any]:
+def _erase(loader: Loader, chip: Found, held: Contents, report: Report) -> dict[str, Any]:
     """Erase, read back, search; return what was found."""
 
     def told(what: str) -> Progress:
         return lambda done, of: report.progress(what, done, of)
 
     report.say("erasing ...")
-    loader.erase(board.flash_bytes, told("erased"))
-    report.say(f"reading all {board.flash_bytes >> 20} MB back ...")
-    after = loader.read(0, board.flash_bytes, told("read back"))
+    loader.erase(chip.flash_bytes, told("erased"))
+    report.say(f"reading all {chip.flash_bytes >> 20} MB back ...")
+    after = loader.read(0, chip.flash_bytes, told("read back"))
     residue_bytes = len(after) - after.count(contents.ERASED)
     return {
         "sha256": hashlib.sha256(after).hexdigest(),

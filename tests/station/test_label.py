@@ -9,6 +9,7 @@ from PIL import Image
 from hw.station import StationError, label
 from hw.station.kit_folder import KitFolder
 
+ROOT = Path(__file__).parents[2]
 ID = "HW-0001-Z"
 
 
@@ -46,9 +47,13 @@ def test_a_telephone_reads_the_kits_id_from_the_printed_label(tmp_path: Path) ->
 
 def test_it_says_what_a_patient_needs_and_no_more() -> None:
     said = " ".join(line.text for line in label.lines(kit()))
-    for word in (ID, "0800 000 0000", f"Homeward-{ID}", "abcd efgh jkmn"):
+    for word in (ID, "0800 000 0000", f"Homeward {ID}", "abcd efgh jkmn"):
         assert word in said
     assert "dove" not in said and "broker" not in said
+
+
+def test_the_network_on_the_label_is_the_one_that_the_firmware_opens() -> None:
+    assert f'"{label.portal_name("")}" + self._kit' in (ROOT / "firmware/portal.py").read_text()
 
 
 @pytest.mark.parametrize("support", ["1", "+44 20 7946 0000", "0800 000 0000 then press 4 for the ward desk"])

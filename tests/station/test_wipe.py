@@ -221,6 +221,10 @@ def test_everything_that_a_used_kit_holds_is_known(tmp_path: Path) -> None:
     found = {name.split(" 1")[0] for name, _ in secret.places(flash, held.secrets)}
     assert {"private key", "bond key", "Record", "password of network"} <= found
     assert PASSWORD not in repr(held)
+    flash = flash.replace(partitions.encode(board.load(BOARD).partitions), b"\xff" * partitions.TABLE_BYTES)
+    lost = contents.read(Whole(), board.load(BOARD).partitions)
+    assert (lost.kit, lost.records, lost.readable) == ("HW-0001", RECORDS, True)
+    assert not contents.read(Whole()).readable
 
 
 def test_a_damaged_journal_is_no_empty_one(tmp_path: Path) -> None:

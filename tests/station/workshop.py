@@ -1,4 +1,4 @@
-"""A technicians' workshop: a real service with its API, a real broker, a bench folder, and the commands."""
+"""A technicians' workshop: a real service with its API, real broker and Hub, a bench, and the commands."""
 
 import asyncio
 import io
@@ -9,7 +9,7 @@ import signal
 import sys
 import tty
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, redirect_stderr, redirect_stdout
+from contextlib import AsyncExitStack, asynccontextmanager, closing, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from sync_service import config
 from sync_service.command import main as sync
 from sync_service.store import connect
 from tests import broker
+from tests.sync_service.hub_server import HubServer, serve_hub
 
 NETWORK, PASSWORD = "home", "correct horse"
 BENCH = """\
@@ -64,8 +65,8 @@ class Heard(io.StringIO):
 class Workshop:
     """What a test has in its hands. `hears`: is told what the commands say, from a thread of theirs."""
 
-    def __init__(self, sync: Path, bench: Path, broker: broker.Broker) -> None:
-        self.sync, self.bench, self.broker = sync, bench, broker
+    def __init__(self, sync: Path, bench: Path, broker: broker.Broker, hub: HubServer) -> None:
+        self.sync, self.bench, self.broker, self.hub = sync, bench, broker, hub
         self.hears: Callable[[str], None] = lambda text: None
 
     async def station(self, *arguments: str) -> Said:
@@ -97,10 +98,10 @@ def operated(project: Path, *arguments: str) -> str:
     return out.getvalue()
 
 
-def set_up(folder: Path) -> tuple[Path, Path]:
+def set_up(folder: Path, hub: str) -> tuple[Path, Path]:
     """Make project and bench; return their folders."""
     project, bench = folder / "sync", folder / "bench"
-    operated(project, "init", str(project))
+    operated(project, "init", str(project), "--hub", hub)
     operated(project, "station")
     bench.mkdir()
     station = config.load(project).station
@@ -115,8 +116,11 @@ def set_up(folder: Path) -> tuple[Path, Path]:
 @asynccontextmanager
 async def workshop(folder: Path) -> AsyncIterator[Workshop]:
     """Everything runs."""
-    project, bench = set_up(folder)
-    with broker.running(project) as mosquitto, (folder / "service.log").open("wb") as log:
+    async with AsyncExitStack() as world:
+        hub = await world.enter_async_context(serve_hub(folder))
+        project, bench = set_up(folder, hub.url)
+        mosquitto = world.enter_context(broker.running(project))
+        log = world.enter_context((folder / "service.log").open("wb"))
         serving = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "sync_service.command", "--dir", str(project), "serve"),
             stdout=asyncio.subprocess.PIPE,
@@ -126,7 +130,7 @@ async def workshop(folder: Path) -> AsyncIterator[Workshop]:
         try:
             async with asyncio.timeout(_READY_S):
                 assert b"ready" in await serving.stdout.readline()
-            yield Workshop(project, bench, mosquitto)
+            yield Workshop(project, bench, mosquitto, hub)
         finally:
             serving.send_signal(signal.SIGTERM)
             await serving.wait()
@@ -150,9 +154,9 @@ class Wire:
         os.close(self._theirs)
 
 
-def showed(board: Board, colour: tuple[int, int, int]) -> bool:
-    """Whether the neopixel has had this colour (red, green, blue) since power-on."""
-    return bytes(colour) in board.pixels
+def showed(board: Board, channel: int) -> bool:
+    """Whether the neopixel was red (0), green (1) or blue (2) and nothing else, in the last 200 changes."""
+    return any(pixel[channel] and sum(pixel) == pixel[channel] for pixel in board.pixels)
 
 
 def _private(path: Path, text: str) -> None:
