@@ -57,6 +57,7 @@ class Ward:
             zone=LONDON,
             conditional_create_races=self.races,
             random=lambda: 0.01,
+            unheard_ms=1,
         )
         task = asyncio.create_task(running.run())
         try:
