@@ -291,14 +291,18 @@ class Outbox:
         draw, now_ms = self._random(), self._clock_ms()
         return [
             (row, self._look_again(row, answer, now_ms))
-            if answer == NOT_HELD
+            if row.kind == RETRACT and answer.ok
             else (row, decide(answer, attempts=row.attempts, now_ms=now_ms, random=lambda: draw))
             for row, answer in answered
         ]
 
     def _look_again(self, row: Row, answer: Answer, now_ms: int) -> Decision:
-        """What another worker, or one that was killed, has sent may still be on its way into the Hub."""
-        if row.answer == str(answer):
+        """A retraction ends with a look that finds nothing, a minute after another look.
+
+        What another worker, or one that was killed, has sent may have been on its way into the Hub.
+        """
+        looked = (row.answer or "").startswith("200")
+        if looked and answer == NOT_HELD:
             return Done(str(answer))
         return RetryAt(str(answer), now_ms + self._unheard_ms)
 

@@ -222,6 +222,24 @@ async def test_what_another_worker_delivers_after_it_was_taken_back_is_retracted
         assert (await observed(ward, patient=other))["status"] == "final"
 
 
+async def test_what_arrives_after_it_was_retracted_is_retracted_too(ward: Ward) -> None:
+    """A worker that was killed has sent it; the Hub does it a little later."""
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    late = await observed(ward)
+    other = await given_on(ward, BIRTH_MS - MINUTE)
+    async with ward.delivering(unheard_ms=150):
+        await ward.until(lambda: ward.still("final"))
+        del late["id"], late["meta"]["versionId"], late["meta"]["lastUpdated"]
+        await ward.server.post(late)
+        await ward.until(ward.queued)
+    assert {one["status"] for one in await ward.server.held(code=SPO2, patient="Patient/1")} == {
+        "entered-in-error"
+    }
+    assert (await observed(ward, patient=other))["status"] == "final"
+
+
 async def test_what_is_not_found_is_looked_for_again_before_it_goes_to_another(ward: Ward) -> None:
     """A worker that was killed may have sent it a moment ago."""
     kit = await ward.kit(KIT)
