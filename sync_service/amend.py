@@ -11,6 +11,7 @@ from sync_service.retry import Answer, worst
 
 CREATE, AMEND, RETRACT = "create", "amend", "retract"
 """Kinds of Outbox rows."""
+NOT_HELD = Answer(200, "the Hub does not hold it")
 
 
 async def amend(hub: Hub, wanted: dict[str, bytes], creates: dict[str, bytes], patient: str) -> Answer:
@@ -39,13 +40,14 @@ async def _amend_one(hub: Hub, one: Held, wanted: dict[str, bytes], patient: str
     return await hub.update(one, with_id(wanted[value], one.key))
 
 
-async def retract(hub: Hub, values: list[str], patient: str) -> Answer:
-    """Mark what the patient has under these identifier values as entered in error."""
+async def retract(hub: Hub, values: list[str], owner: str | None) -> Answer:
+    """Mark what stands under these identifier values as entered in error, unless it is the owner's."""
     held = await hub.held(values)
     if isinstance(held, Answer):
         return held
-    answers = [await hub.update(one, retracted(one.resource)) for one in held if _is_of(one, patient)]
-    return worst(answers) if answers else Answer(200, "the Hub does not hold it")
+    wrong = [one for one in held if owner is None or not _is_of(one, owner)]
+    answers = [await hub.update(one, retracted(one.resource)) for one in wrong]
+    return worst(answers) if answers else NOT_HELD
 
 
 def _is_of(one: Held, patient: str) -> bool:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 from gateway.reading import Reading
 from gateway.record import FRAME, HOST_CONFIRMED, Frame, decode_body
 from gateway.sensors import decode
-from sync_service.amend import AMEND, CREATE, RETRACT, amend, retract
+from sync_service.amend import AMEND, CREATE, NOT_HELD, RETRACT, amend, retract
 from sync_service.hub import Hub
 from sync_service.observation import About, entries, identifiers, observations
 from sync_service.redate import ROUNDING_MS
@@ -49,6 +49,8 @@ BUNDLE_READINGS = 50
 """100 to 150 entries: answered in well under a second, and little is repeated when the answer is lost."""
 PARALLEL_PATIENTS = 8
 """Bundles under way at once. More does not help one Hub, and a Hub that comes back is not met by a herd."""
+UNHEARD_MS = 60_000
+"""We give up a request after ANSWER_S; after twice that it is in the Hub, or never will be."""
 UNMAPPED = 422
 """Status of a Reading that we could not even map: parked like one that the Hub refuses."""
 POLL_S = 2.0
@@ -71,6 +73,9 @@ class Row(NamedTuple):
     frame: bytes
     kit: str
     journal_id: bytes
+    patient: str  # whose record it goes into; retract: perhaps went into
+    owner: str | None  # whose Reading it is, as known now
+    answer: str | None  # to the last attempt
 
 
 class Devices(NamedTuple):
@@ -110,10 +115,11 @@ class Outbox:
         clock_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
         random: Random = uniform,
         poll_s: float = POLL_S,
+        unheard_ms: int = UNHEARD_MS,
     ) -> None:
         self._store, self._hub, self._wake, self._poll_s = store, hub, wake, poll_s
         self._zone, self._races, self._parallel = zone, conditional_create_races, parallel
-        self._clock_ms, self._random = clock_ms, random
+        self._clock_ms, self._random, self._unheard_ms = clock_ms, random, unheard_ms
         self._before = (
             0  # Readings up to here were queued before this start: an attempt may have been cut off
         )
@@ -203,7 +209,7 @@ class Outbox:
 
     async def _retract(self, patient: str, row: Row) -> Answer:
         values = identifiers(_frame(row).characteristic, row.key.hex())
-        return await retract(self._hub, values, patient)
+        return await retract(self._hub, values, row.owner)
 
     async def _amend(self, patient: str, row: Row) -> Answer:
         (devices,) = await self._make_devices([row])
@@ -284,9 +290,21 @@ class Outbox:
         # One draw for all: what failed together comes back as one Bundle, not as fifty.
         draw, now_ms = self._random(), self._clock_ms()
         return [
-            (row, decide(answer, attempts=row.attempts, now_ms=now_ms, random=lambda: draw))
+            (row, self._look_again(row, answer, now_ms))
+            if row.kind == RETRACT and answer.ok
+            else (row, decide(answer, attempts=row.attempts, now_ms=now_ms, random=lambda: draw))
             for row, answer in answered
         ]
+
+    def _look_again(self, row: Row, answer: Answer, now_ms: int) -> Decision:
+        """A retraction ends with a look that finds nothing, a minute after another look.
+
+        What another worker, or one that was killed, has sent may have been on its way into the Hub.
+        """
+        looked = (row.answer or "").startswith("200")
+        if looked and answer == NOT_HELD:
+            return Done(str(answer))
+        return RetryAt(str(answer), now_ms + self._unheard_ms)
 
 
 # --- The table ----------------------------------------------------------------------------------------------
@@ -307,9 +325,10 @@ _WAITING = """
 _CLAIM = """
     select reading, outbox.kind, outbox.attempts, reading.key, reading.possible_repeat, reading.sensor,
         reading.earliest_ms, reading.latest_ms, reading.quality, reading.sequence, record.body, journal.kit,
-        journal.journal_id
+        journal.journal_id, outbox.patient, assignment.patient, outbox.answer
     from outbox
     join reading using (reading)
+    left join assignment on assignment.assignment = reading.assignment
     join journal on journal.journal = reading.journal
     join record on record.journal = reading.journal and record.sequence = reading.sequence
     where outbox.state = 'queued' and outbox.patient = ? and outbox.due_ms <= ?
@@ -351,13 +370,13 @@ def _newest(db: sqlite3.Connection) -> int:
 # A row that has another kind than what was attempted has been taken back while it was under way.
 _DONE = """
     update outbox set state = 'done', attempts = attempts + 1, answer = ?, done_ms = ?
-    where reading = ? and state = 'queued' and kind = ?"""
+    where reading = ? and state = 'queued' and kind = ? and patient = ?"""
 _RETRY = """
     update outbox set attempts = attempts + 1, answer = ?, due_ms = ?
-    where reading = ? and state = 'queued' and kind = ?"""
+    where reading = ? and state = 'queued' and kind = ? and patient = ?"""
 _PARK = """
     update outbox set state = 'parked', attempts = attempts + 1, answer = ?
-    where reading = ? and state = 'queued' and kind = ?"""
+    where reading = ? and state = 'queued' and kind = ? and patient = ?"""
 _TIMES = "select reading, earliest_ms, latest_ms from reading where reading in ({})"
 _AMEND = f"""
     update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?
@@ -370,6 +389,12 @@ _RELEASE = f"""
             where reading.reading = outbox.reading)
     where reading = ? and kind = '{RETRACT}' and state = 'done' and exists (
         select 1 from reading where reading.reading = outbox.reading and state = 'queued')"""
+# Delivered, and meanwhile no more this patient's: its row is gone, or another patient's by now.
+_TAKE_OUT = f"""
+    insert into outbox (reading, patient, kind, state, due_ms) values (?, ?, '{RETRACT}', 'queued', 0)
+    on conflict do update set kind = excluded.kind, patient = excluded.patient, state = excluded.state,
+        attempts = 0, due_ms = 0, answer = null, done_ms = null
+    where outbox.patient <> excluded.patient"""
 _END = f"delete from outbox where reading = ? and kind = '{RETRACT}' and state = 'done'"
 
 
@@ -393,6 +418,8 @@ def settle(
     db.executemany(_PARK, parked)
     redated = _redated(db, [row for row in rows if row.kind != RETRACT])
     db.executemany(_AMEND, [(now_ms, reading) for reading in redated])
+    if gone:
+        db.executemany(_TAKE_OUT, [(row.reading, row.patient) for row in rows if row.kind != RETRACT])
     retracted = [row.reading for row in rows if row.kind == RETRACT]
     db.executemany(_RELEASE, [(now_ms, reading) for reading in retracted])
     db.executemany(_END, [(reading,) for reading in retracted])
@@ -425,8 +452,8 @@ def _holds(row: Row, earliest_ms: int | None, latest_ms: int | None) -> bool:
     return row.earliest_ms - ROUNDING_MS <= earliest_ms and latest_ms <= row.latest_ms + ROUNDING_MS
 
 
-def _named(row: Row) -> tuple[int, str]:
-    return row.reading, row.kind
+def _named(row: Row) -> tuple[int, str, str]:
+    return row.reading, row.kind, row.patient
 
 
 _REPLAY = """

@@ -45,6 +45,15 @@ class HubServer:
         ) as answer:
             assert answer.status == 200, await answer.text()
 
+    async def post(self, resource: dict[str, Any]) -> None:
+        """Somebody creates a resource at the Hub."""
+        async with self._session.post(
+            f"{self.url}/{resource['resourceType']}",
+            json=resource,
+            headers={"Content-Type": "application/fhir+json"},
+        ) as answer:
+            assert answer.status == 201, await answer.text()
+
     async def held(self, kind: str = "Observation", **query: str) -> list[dict[str, Any]]:
         """Every resource of the kind that matches."""
         async with self._session.get(f"{self.url}/{kind}", params={"_count": "1000", **query}) as answer:

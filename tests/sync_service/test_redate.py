@@ -9,6 +9,7 @@ from ward import NOW, Ward
 from gateway import record
 from sync_service.assignments import assign, end
 from sync_service.derive import Deriver
+from sync_service.outbox import claim, settle
 
 # aiohttp warns the development Hub of a key that is a plain string.
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
@@ -191,6 +192,63 @@ async def test_what_is_taken_back_while_it_is_under_way_is_retracted_after_it(wa
         await ward.until(ward.queued)
     assert (await observed(ward, patient="Patient/1"))["status"] == "entered-in-error"
     assert (await observed(ward, patient=other))["status"] == "final"
+
+
+@pytest.mark.parametrize("given", [False, True])
+async def test_what_another_worker_delivers_after_it_was_taken_back_is_retracted_all_the_same(
+    ward: Ward, given: bool
+) -> None:
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    claimed = await ward.store.read(
+        lambda db: claim(db, now_ms=NOW, busy=frozenset(), patients=1)[0]
+    )  # by the other worker, which is slow
+    ((patient, rows),) = claimed.items()
+    if given:
+        other = await given_on(ward, BIRTH_MS - MINUTE)
+    else:
+        await ward.store.write(lambda db: end(db, KIT, BIRTH_MS - MINUTE))
+    await ward.settled()
+    async with ward.delivering() as slow:
+        answered = await slow._attempt(patient, rows)
+        decisions = slow._decide(answered)
+        await ward.store.write(lambda db: settle(db, decisions=decisions, now_ms=NOW))
+        await ward.until(ward.queued)
+    found = await ward.server.held(code=SPO2)
+    assert ("final" in [one["status"] for one in found]) == given
+    assert all(one["status"] == "entered-in-error" for one in found if one["subject"]["reference"] == patient)
+    if given:
+        assert (await observed(ward, patient=other))["status"] == "final"
+
+
+async def test_what_arrives_after_it_was_retracted_is_retracted_too(ward: Ward) -> None:
+    """A worker that was killed has sent it; the Hub does it a little later."""
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    late = await observed(ward)
+    other = await given_on(ward, BIRTH_MS - MINUTE)
+    async with ward.delivering(unheard_ms=150):
+        await ward.until(lambda: ward.still("final"))
+        del late["id"], late["meta"]["versionId"], late["meta"]["lastUpdated"]
+        await ward.server.post(late)
+        await ward.until(ward.queued)
+    assert {one["status"] for one in await ward.server.held(code=SPO2, patient="Patient/1")} == {
+        "entered-in-error"
+    }
+    assert (await observed(ward, patient=other))["status"] == "final"
+
+
+async def test_what_is_not_found_is_looked_for_again_before_it_goes_to_another(ward: Ward) -> None:
+    """A worker that was killed may have sent it a moment ago."""
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    other = await given_on(ward, BIRTH_MS - MINUTE)
+    await ward.settled()
+    assert (await observed(ward))["subject"]["reference"] == other
+    assert await ward.counter("delivery retried") == 1
 
 
 @pytest.mark.parametrize(

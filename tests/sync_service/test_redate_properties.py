@@ -91,7 +91,7 @@ class World:
     def deliver(self) -> None:
         """The Hub takes all that is due, and keeps each once."""
         while True:
-            claimed, _ = claim(self.db, now_ms=NOW, busy=frozenset(), patients=9)
+            claimed = claim(self.db, now_ms=NOW, busy=frozenset(), patients=9)[0]
             if not claimed:
                 return
             for patient, rows in claimed.items():

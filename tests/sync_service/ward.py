@@ -49,7 +49,7 @@ class Ward:
             pass
 
     @asynccontextmanager
-    async def delivering(self) -> AsyncIterator[Outbox]:
+    async def delivering(self, *, unheard_ms: int = 1) -> AsyncIterator[Outbox]:
         running = Outbox(
             self.store,
             self.hub,
@@ -57,6 +57,7 @@ class Ward:
             zone=LONDON,
             conditional_create_races=self.races,
             random=lambda: 0.01,
+            unheard_ms=unheard_ms,
         )
         task = asyncio.create_task(running.run())
         try:
@@ -77,6 +78,10 @@ class Ward:
         async with asyncio.timeout(10):
             while await left():  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+
+    async def still(self, status: str) -> int:
+        """How many Observations at the Hub have this status."""
+        return sum(one["status"] == status for one in await self.server.held())
 
     async def queued(self) -> int:
         return len(await self.rows("reading", "where state = 'queued'"))
