@@ -463,12 +463,6 @@ class Journal:
         """The Sensor as described so far, None when it is not."""
         return self._sources.get(reference)
 
-    def forget_clocks(self) -> None:
-        """Records are missing here: begin anew with what clocks showed, and when Sensors were empty."""
-        for source in self._sources.values():
-            source.stands_still = source.disproved
-            source.timeline = SensorTimeline(self._timebase)
-
     def time_of(self, source: Source, frame: Frame, at: Moment) -> Time | None:
         """When the Frame's value was taken, as known now."""
         return self._time_of(source, frame, _reading(frame), at)

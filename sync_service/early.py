@@ -9,18 +9,18 @@ its bound false:
     its boot has an ANCHOR in the Store               a time by anchors, which the gap could only narrow
     its Sensor is known, and barred by no bond        no SENSOR or bond EVENT of it stands behind the Frame in
                                                       the peek: what was there before it would be hidden
-    it was not stored by its Sensor for longer than   an oximeter without storage holds nothing; others were
-    the window sees                                   empty at a moment in the window, and where the clock was
-                                                      read in it, it was read before that moment as well
+    it has no timestamp of a clock that was set       that makes its key, if the clock is believed; and what
+                                                      the gap says of the clock decides whether it is
+    it was taken since the window began               then whatever repeats it lies in the window too: the
+                                                      Sensor was empty at a moment in it, or stores nothing
     it is a value of a patient, not streamed          all else is in no hurry
     the Journal belongs to an Episode already, and    whose a Journal is, its first Reading in order decides
     the whole bound lies in an Assignment of that
 
-Its key is what the window and what came before the gap say, as for any Frame. All other Frames stay what they
-were: kept early, delivered in order. The cursor passes an early Reading and leaves it (`derive.Deriver`).
-What the gap then brings may make it the one that a repeat is linked to, or show that the clock did not run,
-as news can that comes late in any case. A changed bond it can't bring unless a Kit has said what is not true:
-then the Reading is taken back.
+So its key is the one that the order would give, also to a service that comes back from a backup and has
+forgotten what it has sent. All other Frames stay what they were: kept early, delivered in order. The cursor
+passes an early Reading and leaves it, but for its time (`derive.Deriver`). A changed bond the gap can't bring
+unless a Kit has said what is not true: then the Reading is taken back.
 """
 
 import sqlite3
@@ -30,8 +30,9 @@ from typing import NamedTuple
 from gateway import record
 from gateway.errors import FormatError
 from gateway.reading import CONTINUOUS, NEVER, Reading
-from gateway.record import Event, Frame, Sensor, SensorClock, decode_body
+from gateway.record import Event, Frame, Sensor, decode_body
 from gateway.sensors import can_store, decode, is_measurement
+from gateway.timebase import HELD_MS
 from sync_service.derive import Journal, Measurement, Moment, Source
 
 PEEKS_AT_ONCE = 16
@@ -80,8 +81,8 @@ class _Window:
         self._rows = list(_rows(db, peek))
         self._anchored = {boot for (boot,) in db.execute(_ANCHORED, (peek.journal, peek.last))}
         self._described = _newest_descriptions(self._rows)
-        self._read_first: dict[int, int] = {}  # Sensor -> sequence of the first read of its clock
-        self._emptied: dict[int, int] = {}  # Sensor -> sequence of the last moment at which it was empty
+        self._began = next(row.at for row in self._rows if row.at.sequence >= peek.first)
+        self._emptied: set[int] = set()  # Sensors that were empty at a moment in the window
 
     def measured(self) -> list[Measurement]:
         """The Frames that can be derived now."""
@@ -95,42 +96,38 @@ class _Window:
         return found
 
     def _learn(self, row: _Row) -> None:
-        body, sequence = row.body, row.at.sequence
-        if isinstance(body, SensorClock):
-            self._read_first.setdefault(body.sensor, sequence)
-        elif isinstance(body, Event) and body.code == record.SENSOR_DRAINED:
-            self._emptied[body.sensor] = sequence
-        self._journal.take(body, row.at)
+        if isinstance(row.body, Event) and row.body.code == record.SENSOR_DRAINED:
+            self._emptied.add(row.body.sensor)
+        self._journal.take(row.body, row.at)
 
     def _measured(self, frame: Frame, row: _Row) -> Measurement | None:
-        """The Frame as a Measurement, None where the gap could matter. Its timestamp is remembered anyway.
+        """The Frame as a Measurement, None where the gap could matter.
 
         One whose Sensor is barred is not stored early: it would be held.
         """
         source = self._journal.source_of(frame.sensor)
-        if source is None or row.at.sequence < self._first or not is_measurement(frame.characteristic):
+        if source is None or row.derived or row.at.sequence < self._first:
             return None
-        if frame.flags & record.UUID_INDEX or row.at.boot not in self._anchored:
+        if not is_measurement(frame.characteristic) or frame.flags & record.UUID_INDEX:
+            return None
+        if row.at.boot not in self._anchored or self._described.get(frame.sensor, 0) > row.at.sequence:
             return None
         try:
             reading = decode(frame.characteristic, frame.value)
             assert isinstance(reading, Reading)
-            one = self._journal.measure(frame, row.at)
+            if self._is_sure(source, frame, reading, row.at):
+                return self._journal.measure(frame, row.at)
         except FormatError:
-            return None  # quarantined when its turn comes
-        if one is None or row.derived or not self._is_sure(source, frame, reading, row.at):
-            return None
-        return one
+            pass  # quarantined when its turn comes
+        return None
 
     def _is_sure(self, source: Source, frame: Frame, reading: Reading, at: Moment) -> bool:
-        if reading.trust == NEVER or reading.kind == CONTINUOUS:
+        if reading.trust == NEVER or reading.kind == CONTINUOUS or (reading.timestamp and reading.clock_set):
             return False
-        if self._described.get(frame.sensor, 0) > at.sequence:
-            return False
-        if not can_store(frame.characteristic, source.feature):
-            return True
-        emptied = self._emptied.get(frame.sensor)
-        return emptied is not None and self._read_first.get(frame.sensor, 0) < emptied
+        if can_store(frame.characteristic, source.feature):
+            return frame.sensor in self._emptied
+        began = self._began
+        return began.boot < at.boot or at.uptime_ms - began.uptime_ms >= HELD_MS
 
 
 def _context(db: sqlite3.Connection, peek: Peek) -> Journal:
@@ -139,7 +136,6 @@ def _context(db: sqlite3.Connection, peek: Peek) -> Journal:
     journal.rebuild(db)
     journal.through, journal.episode = peek.last, peek.episode
     journal.look_ahead(db)
-    journal.forget_clocks()
     return journal
 
 
