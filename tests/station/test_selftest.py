@@ -25,7 +25,7 @@ from tests.station.workshop import Said, Wire, Workshop, showed, workshop
 
 KIT = "HW-0001-Z"
 BUTTON_PIN = 0
-RED, GREEN, BLUE = (40, 0, 0), (0, 30, 0), (0, 0, 40)
+RED, GREEN, BLUE = (60, 0, 0), (0, 45, 0), (0, 0, 60)
 QUIET = Report(json=True, dry_run=False)
 HEARD = [
     'TEST {"name": "journal", "passed": true, "detail": "d"}',

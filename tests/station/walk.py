@@ -35,7 +35,7 @@ from tests.station.workshop import NETWORK, PASSWORD, Said, Wire, Workshop, show
 
 KIT, BOARD = "HW-0001-Z", "esp32-4mb"
 BUTTON_PIN = 0
-RED, GREEN, BLUE = (40, 0, 0), (0, 30, 0), (0, 0, 40)
+RED, GREEN, BLUE = (60, 0, 0), (0, 45, 0), (0, 0, 60)
 BENCH_STEPS = ("provision", "image", "flash", "selftest", "label", "ship")
 TARGET_S = 180.0
 """Issue 5: a technician prepares a Kit in under three minutes."""
