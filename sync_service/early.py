@@ -103,7 +103,10 @@ class _Window:
         self._journal.take(body, row.at)
 
     def _measured(self, frame: Frame, row: _Row) -> Measurement | None:
-        """The Frame as a Measurement, None where the gap could matter. Its timestamp is remembered anyway."""
+        """The Frame as a Measurement, None where the gap could matter. Its timestamp is remembered anyway.
+
+        One whose Sensor is barred is not stored early: it would be held.
+        """
         source = self._journal.source_of(frame.sensor)
         if source is None or row.at.sequence < self._first or not is_measurement(frame.characteristic):
             return None
@@ -115,7 +118,7 @@ class _Window:
             one = self._journal.measure(frame, row.at)
         except FormatError:
             return None  # quarantined when its turn comes
-        if one is None or one.barred or row.derived or not self._is_sure(source, frame, reading, row.at):
+        if one is None or row.derived or not self._is_sure(source, frame, reading, row.at):
             return None
         return one
 

@@ -141,9 +141,9 @@ _EFFECTS = {"wipe": "update kit set wiped_ms = ?, labelled_ms = null where kit =
 
 
 def _nobody(db: sqlite3.Connection, step: Step) -> str | None:
-    query = "select episode from assignment where kit = ? and end_ms is null"
-    row = db.execute(query, (step.kit,)).fetchone()
-    return row and f"is still with Episode {row[0]}: the operator ends that with `homeward-sync return`"
+    query = "select 1 from assignment where kit = ? and end_ms is null"
+    assigned = db.execute(query, (step.kit,)).fetchone()
+    return assigned and "is still with a patient: the operator ends that with `homeward-sync return`"
 
 
 def _tested(db: sqlite3.Connection, step: Step) -> str | None:
@@ -280,13 +280,19 @@ def unsent(db: sqlite3.Connection, kit: str) -> int:
     return max(0, acked + pending - (row[0] if row else 0))
 
 
-def history(db: sqlite3.Connection, kit: str) -> list[dict[str, Any]]:
-    """All that was done with the Kit, oldest first. Raises LifeError."""
+def history(db: sqlite3.Connection, kit: str, *, of_patients: bool = True) -> list[dict[str, Any]]:
+    """All that was done with the Kit, oldest first. Raises LifeError.
+
+    Without `of_patients` what concerns one is left out: the bench sees the Kit, not with whom it was.
+    """
     of(db, kit)
     rows = db.execute("select at_ms, who, action, detail from audit where kit = ? order by id", (kit,))
-    return [dict(zip(("at_ms", "who", "action", "detail"), row, strict=True)) for row in rows]
+    found = [dict(zip(("at_ms", "who", "action", "detail"), row, strict=True)) for row in rows]
+    return [row for row in found if of_patients or row["action"].startswith(_OF_THE_BENCH)]
 
 
+_OF_THE_BENCH = ("kit ", "sensor ")
+"""How the actions begin that name no Episode and no patient."""
 _KIT = "select state, status, status_ms, seen_ms, labelled_ms from kit where kit = ?"
 _STATUS = "select status, status_ms, wiped_ms from kit where kit = ?"
 _ASSIGNED = "select 1 from assignment where kit = ? and end_ms is null"

@@ -2,7 +2,7 @@
 
     which board    one port, one board; its chip, its flash, its MAC
     whose is it    the bench's register, and what the board itself says: NVS and Journal
-    write          the whole flash, or with --repair all but identity, bonds and Journal
+    write          the whole flash, or with --repair all but table, identity, bonds and Journal
     prove          the chip's own digest, in a session after the write
     note           the register: this MAC is this Kit
 
@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hw.station import StationError, bench, board, image, inspection, kit_folder, micropython, nvs, partitions
+from hw.station import StationError, bench, board, image, inspection, kit_folder, micropython, occupant
 from hw.station.bench import BenchError
 from hw.station.board import Board
 from hw.station.kit_folder import KitFolder
 from hw.station.loader import BAUD, BAUDS, Found, Loader
-from hw.station.partitions import SECTOR_BYTES, TABLE_BYTES, TABLE_OFFSET, Partition, PartitionError
+from hw.station.partitions import SECTOR_BYTES
 from hw.station.ports import AUTO, one_port, plugged_in, ports, taken_out
 from hw.station.register import BEGUN, FLASHED, Register
 from hw.station.report import Report
@@ -32,8 +32,6 @@ from hw.station.service import Service
 
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
-
-_KEPT_BY_A_REPAIR = ("nvs", "bonds", "journal")
 
 
 class FlashError(StationError):
@@ -129,9 +127,13 @@ def flash(
     found = loader.identify()
     _check_board(found, job.board)
     register.check(found.mac, job.kit)
-    _check_contents(loader, job, repair=repair)
-    pieces = _repair_pieces(job) if repair else {0: job.flash}
-    register.claim(found.mac, job.kit, image=job.sha256, state=BEGUN)
+    if repair:
+        occupant.check_repair(loader, job.board, job.kit)
+        pieces = occupant.repair_pieces(job.board, job.flash)
+    else:
+        occupant.check(loader, job.board, job.kit)
+        pieces = {0: job.flash}
+        register.claim(found.mac, job.kit, image=job.sha256, state=BEGUN)
     loader.write(pieces, lambda done, of: report.progress(f"writing {job.kit}", done, of))
     report.say("written; asking the chip for its digest")
     if not loader.holds(pieces, reset=True):
@@ -181,67 +183,6 @@ def _check_board(found: Found, wanted: Board) -> None:
         )
 
 
-# --- Whose it is --------------------------------------------------------------------------------------------
-
-
-def _check_contents(loader: Loader, job: Job, *, repair: bool) -> None:
-    """Refuse a board that says itself that it is another Kit, or that still holds Records."""
-    rows = _rows(loader)
-    kit = _kit(loader, rows)
-    if kit not in (None, job.kit):
-        raise FlashError(
-            f"the board says that it is Kit {kit}, not {job.kit}: take another board, or wipe it first "
-            f"(homeward-station wipe {kit})"
-        )
-    if repair and (kit != job.kit or rows != job.board.partitions):
-        raise FlashError(
-            f"this board is not Kit {job.kit} with this partition table: a repair can't keep its Journal"
-        )
-    if not repair and not _is_erased(loader, rows):
-        raise FlashError(
-            "the board's Journal is not empty, and may hold Records that nobody has yet. Drain and wipe it "
-            f"first (homeward-station wipe {job.kit}), or keep it (homeward-station flash --repair)"
-        )
-
-
-def _rows(loader: Loader) -> tuple[Partition, ...]:
-    """The board's own partition table; none where there is none."""
-    try:
-        return partitions.decode(loader.read(TABLE_OFFSET, TABLE_BYTES))
-    except PartitionError:
-        return ()
-
-
-def _kit(loader: Loader, rows: tuple[Partition, ...]) -> str | None:
-    for row in rows:
-        if row.label == "nvs":
-            kit = nvs.decode(loader.read(row.offset, row.size)).get("kit")
-            return kit.decode(errors="replace") if isinstance(kit, bytes) else None
-    return None
-
-
-def _is_erased(loader: Loader, rows: tuple[Partition, ...]) -> bool:
-    """Whether the Journal is, by the chip's digest: reading it would take minutes on a slow line."""
-    journals = {row.offset: inspection.ERASED * row.size for row in rows if row.label == "journal"}
-    return not journals or loader.holds(journals)
-
-
-def _repair_pieces(job: Job) -> dict[int, bytes]:
-    """All but what is this Kit's own: bootloader, table, applications and file system."""
-    start = job.board.chip.bootloader_offset
-    kept = sorted(
-        (row for row in job.board.partitions if row.label in _KEPT_BY_A_REPAIR), key=lambda row: row.offset
-    )
-    pieces = {}
-    for row in kept:
-        if start < row.offset:
-            pieces[start] = job.flash[start : row.offset]
-        start = row.end
-    if start < len(job.flash):
-        pieces[start] = job.flash[start:]
-    return pieces
-
-
 # --- One after the other ------------------------------------------------------------------------------------
 
 
@@ -288,7 +229,8 @@ def _kits(names: list[str], place: Path, chosen: Board, register: Register) -> I
 
 
 def _steps(job: Job, options: argparse.Namespace) -> list[str]:
-    size = sum(map(len, _repair_pieces(job).values())) if options.repair else len(job.flash)
+    pieces = occupant.repair_pieces(job.board, job.flash) if options.repair else {0: job.flash}
+    size = sum(map(len, pieces.values()))
     found = ports(options.port)
     return [
         f"take the board on {found[0] if len(found) == 1 else f'{options.port} ({len(found)} there now)'}",

@@ -60,6 +60,27 @@ _EVENTS = {
     record.ERASED_LATE: "the handler had to erase",
     record.REPLAYED: "sent again at the service's request",
     record.UPDATE_ENDED: "update ended",
+    record.SNTP_REFUSED: "time from SNTP refused",
+    record.NETWORK: "network",
+    record.RADIO_MISSING: "Bluetooth",
+    record.PORTAL: "set-up page",
+}
+_NETWORKS = {
+    record.NET_UNTRIED: "not tried",
+    record.NET_ONLINE: "on line",
+    record.NET_ABSENT: "not in reach",
+    record.NET_WRONG_PASSWORD: "wrong password",
+    record.NET_NOT_JOINED: "the router did not let it in",
+    record.NET_NO_ADDRESS: "no address",
+    record.NET_NO_INTERNET: "no internet",
+    record.NET_CAPTIVE: "somebody else's page stands in the way",
+    record.NET_FOREIGN: "who answers is not the project's",
+    record.NET_AWAY: "the service does not answer",
+}
+_PORTAL = {
+    record.PORTAL_OPENED: "opened",
+    record.PORTAL_LEARNED: "has learned a network",
+    record.PORTAL_CLOSED: "closed",
 }
 _REASONS = {
     record.OVERWRITTEN: "overwritten",
@@ -364,12 +385,23 @@ def _clock(clock: record.SensorClock) -> str:
 def _event(event: record.Event) -> str:
     name = _EVENTS.get(event.code, f"event {event.code}")
     whose = f"Sensor {event.sensor}: " if event.sensor else ""
-    if not event.detail:
-        return whose + name
-    detail = str(event.detail[0]) if len(event.detail) == 1 else _words(event.detail)
-    if event.code == record.REPLAYED:
-        detail = f"from {int.from_bytes(event.detail, 'little')}"
-    return f"{whose}{name}: {detail}"
+    detail = _detail(event.code, event.detail)
+    return f"{whose}{name}: {detail}" if detail else whose + name
+
+
+def _detail(code: int, detail: bytes) -> str:
+    """What the bytes after an EVENT's code say."""
+    if code == record.NETWORK and len(detail) == 2:
+        return f"{detail[0]}, {_NETWORKS.get(detail[1], f'state {detail[1]}')}"
+    if code == record.REPLAYED:
+        return f"from {int.from_bytes(detail, 'little')}"
+    if len(detail) != 1:
+        return _words(detail)
+    if code == record.PORTAL:
+        return _PORTAL.get(detail[0], str(detail[0]))
+    if code == record.RADIO_MISSING:
+        return "can't be had" if detail[0] else "is there again"
+    return str(detail[0])
 
 
 def _lost(lost: record.Lost) -> str:

@@ -6,6 +6,7 @@ One picture is drawn, black and white at the printer's resolution, and the PDF i
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -22,6 +23,8 @@ from hw.station.service import Service
 if TYPE_CHECKING:
     from argparse import _SubParsersAction
 
+PNG, PDF, SHEET = "label.png", "label.pdf", "labels.pdf"
+_MODE, _FOLDER_MODE = 0o600, 0o700  # the key of the portal stands on a label
 WIDTH_MM, HEIGHT_MM = 62.0, 42.0
 DPI = 300
 """Of the usual label printers with 62 mm tape."""
@@ -44,46 +47,67 @@ class Line(NamedTuple):
 
 def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the sub-command `label`."""
-    parser = commands.add_parser("label", help="print a Kit's label: PNG and PDF")
-    parser.add_argument("kit", help="HW-0001-Z")
+    parser = commands.add_parser("label", help="print the labels of Kits: PNG and PDF")
+    parser.add_argument("kit", nargs="+", help="HW-0001-Z ...")
     bench.add_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Draw the label and tell the service. Raises StationError."""
+    """Draw the labels and tell the service. Raises StationError."""
     here = bench.load(options.bench)
-    check_kit(options.kit)
+    for kit in options.kit:
+        check_kit(kit)
     report = Report(json=options.json, dry_run=options.dry_run)
-    place = here.papers(options.kit)
+    sheet = here.papers(options.kit[0]) / PDF if len(options.kit) == 1 else here.papers("") / SHEET
     steps = [
-        f"draw {place / 'label.png'} and {place / 'label.pdf'}, {WIDTH_MM:.0f} x {HEIGHT_MM:.0f} mm",
-        "tell the service that the Kit has its label",
+        f"draw {here.papers('KIT') / PNG}, {WIDTH_MM:.0f} x {HEIGHT_MM:.0f} mm, for {', '.join(options.kit)}",
+        f"put them into {sheet}, one to a page",
+        "tell the service that each has its label",
     ]
-    if not report.plan(f"Label of Kit {options.kit}", steps):
+    if not report.plan("Labels", steps):
         return
-    png, pdf = write(KitFolder.load(here.kit_folder(options.kit)), place)
-    Service(here).post(options.kit, "label", {})
-    report.result({"kit": options.kit, "png": str(png), "pdf": str(pdf)}, f"print {pdf} and stick it on")
+    folders = [KitFolder.load(here.kit_folder(kit)) for kit in options.kit]
+    for kit in folders:
+        write(kit, here.papers(kit.kit))
+    _write(lambda: _bind([draw(kit) for kit in folders], sheet))
+    service = Service(here)
+    for number, name in enumerate(options.kit, 1):
+        service.post(name, "label", {})
+        report.progress("labelled", number, len(options.kit))
+    report.result({"kits": options.kit, "pdf": str(sheet)}, f"print {sheet}, and stick each on its Kit")
 
 
 def write(kit: KitFolder, place: Path) -> tuple[Path, Path]:
     """Write PNG and PDF into a folder. Raises StationError."""
     picture = draw(kit)
-    png, pdf = place / "label.png", place / "label.pdf"
+
+    def save() -> None:
+        place.mkdir(mode=_FOLDER_MODE, parents=True, exist_ok=True)
+        picture.save(place / PNG, dpi=(DPI, DPI))
+        (place / PNG).chmod(_MODE)
+        _bind([picture], place / PDF)
+
+    _write(save)
+    return place / PNG, place / PDF
+
+
+def _bind(pictures: Sequence[Image.Image], path: Path) -> None:
+    """A page for each picture, to scale."""
+    sheet = FPDF(unit="mm", format=(WIDTH_MM, HEIGHT_MM))
+    sheet.set_title("Homeward Kits")
+    for picture in pictures:
+        sheet.add_page(orientation="P")
+        sheet.image(picture, 0, 0, WIDTH_MM, HEIGHT_MM)
+    sheet.output(str(path))
+    path.chmod(_MODE)
+
+
+def _write(act: Callable[[], None]) -> None:
     try:
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        picture.save(png, dpi=(DPI, DPI))
-        page = FPDF(unit="mm", format=(WIDTH_MM, HEIGHT_MM))
-        page.set_title(f"Homeward Kit {kit.kit}")
-        page.add_page(orientation="P")
-        page.image(picture, 0, 0, WIDTH_MM, HEIGHT_MM)
-        page.output(str(pdf))
-        for path in (png, pdf):
-            path.chmod(0o600)  # the key of the portal stands on it
+        act()
     except OSError as problem:
-        raise StationError(f"{problem.filename or place} can't be written: {problem.strerror}") from None
-    return png, pdf
+        raise StationError(f"{problem.filename} can't be written: {problem.strerror}") from None
 
 
 def draw(kit: KitFolder) -> Image.Image:

@@ -24,7 +24,6 @@ _MB = 1 << 20
 _CHUNK_BYTES = 4096
 _KEPT_BYTES = 64 * 1024  # of what esptool said: errors stand at its end
 _PERCENT = re.compile(rb"(?:Writing at|Reading from) 0x[0-9a-f]+ .*?(\d+)\.\d%")
-_AGAIN = "The whole flash is written anew then: nothing is lost by it"
 _OTHER = (
     "what the board on {port} reads back is not what was written: run this again with another cable; if it "
     "comes back, put the board aside"
@@ -53,7 +52,7 @@ _MEANINGS = (
     (
         r"disconnected|returned no data|Input/output error|stream stopped|transfer stopped|No serial data|"
         r"[Ff]ailed to (?:write|read|enter|leave|calculate|get)|Write timeout|Invalid head",
-        f"the board on {{port}} has stopped answering: check its cable and run this again. {_AGAIN}",
+        "the board on {port} has stopped answering: check its cable and run this again",
     ),
 )
 _NO_STUB = re.compile(r"Failed to enter RAM download mode|Failed to write to target RAM|Failed to start stub")

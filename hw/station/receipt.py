@@ -30,7 +30,7 @@ def lines(receipt: dict[str, Any]) -> list[tuple[str, str]]:
         ("By", receipt["operator"]),
         ("Receipt number", str(receipt.get("number", "not yet at the service"))),
         ("Chip", f"{receipt['chip']}, {receipt['flash_bytes']:,} bytes of flash"),
-        ("Before", f"{before['records']} Records, {before['bonds']} bonded Sensors,"),
+        ("Before", f"{before['records']} Records, bonds with {before['bonds']} Sensors,"),
         ("", f"{before['known']} known values, found at {before['places']} places"),
         ("Erased", ", ".join(receipt["erased"])),
         ("Read back", f"{receipt['flash_bytes']:,} bytes, all of them"),

@@ -2,7 +2,8 @@
 
 The firmware (firmware/self_test.py) does the checks at the first boot after it was flashed. This listens on
 the serial port, asks what only eyes can tell, and sends the outcome to the service with the operator's name.
-The service takes a passed test only when it holds the test Reading itself.
+The service takes a passed test only when it holds the test Reading itself. With --again the wish for a test
+is written into the Kit's NVS once more; nothing else in its flash changes.
 """
 
 import argparse
@@ -12,8 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from hw.station import StationError, bench
+from hw.station import StationError, bench, nvs, partitions
 from hw.station.console import Console
+from hw.station.loader import Loader
+from hw.station.partitions import TABLE_BYTES, TABLE_OFFSET
 from hw.station.provision import check_kit
 from hw.station.report import Report
 from hw.station.service import Service
@@ -27,7 +30,7 @@ WITHIN_S = 300.0
 """Five checks may take 45 s each, and the light 9 s."""
 _ADVICE = {
     "journal": "the flash is faulty: take another board",
-    "light": "look at the wiring of light and buzzer, then run `homeward-station flash` and this again",
+    "light": "look at the wiring of light and buzzer, then run this again with --again",
     "button": "press the button when asked; if you did, look at its wiring",
     "radio": "bring a Sensor that advertises near; if there is one, the antenna is faulty",
     "wifi": "is the bench's network in bench.toml, and on the air?",
@@ -67,6 +70,7 @@ def add(commands: "_SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser("selftest", help="let a flashed Kit test itself, and record the outcome")
     parser.add_argument("kit", help="HW-0001-Z")
     parser.add_argument("--port", required=True, help="serial port of the board, like /dev/ttyACM0")
+    parser.add_argument("--again", action="store_true", help="the Kit was tested before: ask it once more")
     bench.add_options(parser)
     parser.set_defaults(run=run)
 
@@ -77,6 +81,7 @@ def run(options: argparse.Namespace) -> None:
     check_kit(options.kit)
     report = Report(json=options.json, dry_run=options.dry_run)
     steps = [
+        *(["write into its NVS that it shall test itself again"] if options.again else []),
         f"reset the board on {options.port} and listen to its self-test: {', '.join(NAMES)}",
         "ask you what the light and the buzzer did",
         "record the outcome at the service, with your name",
@@ -84,6 +89,8 @@ def run(options: argparse.Namespace) -> None:
     if not report.plan(f"Self-test of Kit {options.kit}", steps):
         return
     service = Service(here)
+    if options.again:
+        ask_again(Loader(options.port), options.kit)
     begun = time.monotonic()
     with Console(options.port) as console:
         if not console.reset():
@@ -98,6 +105,18 @@ def run(options: argparse.Namespace) -> None:
     took_s = round(time.monotonic() - begun, 1)
     value = {"kit": options.kit, "life": life, "checks": outcome.checks, "took_s": took_s}
     report.result(value, f"{options.kit} has passed its self-test in {took_s} s")
+
+
+def ask_again(loader: Loader, kit: str) -> None:
+    """Write the wish into the Kit's NVS, and prove that it stands there. Raises StationError."""
+    row = partitions.find(partitions.decode(loader.read(TABLE_OFFSET, TABLE_BYTES)), "nvs")
+    values = nvs.decode(loader.read(row.offset, row.size))
+    if values.get("kit") != kit.encode():
+        raise StationError(f"the board on the bench does not say that it is Kit {kit}: look at the label")
+    written = {row.offset: nvs.encode(values | {"selftest": 1}, row.size)}
+    loader.write(written, lambda done, of: None)
+    if not loader.holds(written, reset=True):
+        raise StationError("the Kit's NVS could not be written: wipe it, provision and flash it again")
 
 
 def listen(lines: Iterable[str], report: Report, ask: Callable[[str], bool]) -> Outcome:

@@ -1,6 +1,7 @@
 """`homeward-station journal` shows what a dump holds, and says in one line what is no Journal."""
 
 import json
+from inspect import getsource
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from gateway import record
 from gateway.journal import Journal
 from hw.station import StationError
 from hw.station.command import main
-from hw.station.journal import Dump, inspect, lines
+from hw.station.journal import Dump, about, inspect, lines
 from tests.power_cuts.week import Lock, Week
 
 DUMPS = Path(__file__).parents[1] / "vectors" / "journals"
@@ -104,6 +105,28 @@ def test_bad_and_rotten_places_are_named() -> None:
     ]
     assert broken["records"][0]["type"] == "type 119"
     assert any("6 to 6 (1) are gone: rotten" in line for line in lines(broken))
+
+
+def test_every_event_has_a_name() -> None:
+    written = getsource(record).partition("# EVENT codes")[2].partition("\n\n")[0]
+    codes = [getattr(record, line.split(" ")[0]) for line in written.splitlines() if " = const(" in line]
+    assert len(codes) > 15
+    for code in codes:
+        assert not said_of(code, b"").startswith("event "), code
+
+
+def test_details_of_events_are_said() -> None:
+    assert said_of(record.NETWORK, bytes([2, record.NET_ABSENT])) == "network: 2, not in reach"
+    assert said_of(record.PORTAL, bytes([record.PORTAL_OPENED])) == "set-up page: opened"
+    assert said_of(record.RADIO_MISSING, b"\1") == "Bluetooth: can't be had"
+    assert said_of(record.REPLAYED, b"\x10\0\0\0") == "sent again at the service's request: from 16"
+    assert said_of(record.BATTERY, b"\x58", 3) == "Sensor 3: battery: 88"
+    assert said_of(99, b"ab") == "event 99: ab"
+
+
+def said_of(code: int, detail: bytes, sensor: int = 0) -> str:
+    body = record.encode_event(record.Event(code, sensor, detail))
+    return str(about(record.Record(record.EVENT, 1, 1, 1, 0, body))["meaning"])
 
 
 def test_text_of_a_sensor_can_do_nothing_to_a_terminal() -> None:

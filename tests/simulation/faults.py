@@ -9,6 +9,7 @@
     link half open           the router was replaced: nobody says that the connection is gone
     home offline             minutes to a week
     broker restarted         all connections end, and only what is retained stays
+    SNTP wrong / late        a router that has any time at all, a queue
     worker cut off           the way between broker and service
     -- the Kit
     power cut                at any moment
@@ -59,6 +60,7 @@ from random import Random
 KINDS = (
     "message lost", "message doubled", "message late", "message overtaken", "link half open",
     "home offline", "broker restarted", "worker cut off",
+    "SNTP wrong", "SNTP late",
     "power cut", "power cut in a program", "power cut in an erase", "watchdog", "handler preempts",
     "flash refuses", "flash forgets", "bit rot",
     "link dropped", "confirmation lost", "no answer", "operation refused",

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 MORNING_S, EVENING_S = 7 * HOUR_S, 22.5 * HOUR_S
-A_DAY = 10
+A_DAY = 9
 """Measurements of each Sensor and day; the promise is for 8 and days of a hand-over are short."""
 
 
@@ -51,6 +51,10 @@ class Home:
             kit = self.kit
             if kit.process is None:
                 continue
+            if strikes("SNTP wrong", 0.04):
+                kit.sntp_wrong_ms = self.random.choice((-1, 1)) * self.random.randrange(3_000, 90_000_000)
+            elif self.random.random() < 0.1:
+                kit.sntp_wrong_ms = 0
             if strikes("bit rot", 0.03):
                 self._rot()
             if strikes("power cut", 0.06):

@@ -22,7 +22,7 @@ from gateway.sensor_session import READ as READ_STEP
 from gateway.uplink import Uplink
 from tests.simulation.broker import Connection
 from tests.simulation.engine import Process
-from tests.simulation.sensor import RACP, Kept, Measurement, Sensor
+from tests.simulation.sensor import Kept, Measurement, Sensor
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -148,6 +148,7 @@ class Kit:
         self.sensors: list[Sensor] = []
         self.process: Process | None = None
         self.online = True  # of its place
+        self.sntp_wrong_ms = 0
         self.kept: dict[tuple[bytes, int], Kept] = {}
         self.journals: list[bytes] = []
         self.visits: list[Visit] = []
@@ -195,6 +196,7 @@ class Kit:
             return
         self.world.loop.spawn(self.process, self._run_link(), f"{self.name} link")
         self.world.loop.spawn(self.process, self._keep_house(), f"{self.name} house")
+        self.world.loop.spawn(self.process, self._ask_time(), f"{self.name} time")
 
     def off(self, for_s: float, kind: str = "power cut", cause: int = POWER_ON) -> None:
         """The power fails, or the watchdog bites; it comes back after a while."""
@@ -287,6 +289,22 @@ class Kit:
             while self.gateway.maintain():
                 await asyncio.sleep(0.05)
             await asyncio.sleep(self.random.uniform(10.0, HOUSEKEEPING_S))
+
+    async def _ask_time(self) -> None:
+        """Of an SNTP server, whenever the Gateway wants to know; at home it may be any router's."""
+        while True:
+            await asyncio.sleep(self.random.uniform(300.0, 900.0))
+            if not self.online or not self.gateway.wants_sntp(self.uptime_ms):
+                continue
+            self.gateway.sntp.asked(self.uptime_ms)
+            nonce, sent_ms = self.random.randbytes(8), self.uptime_ms
+            late = self.world.faults.strikes("SNTP late", 0.1)
+            await asyncio.sleep(self.random.uniform(0.01, 6.0 if late else 0.8))
+            packet = self.world.sntp_answer(nonce, self.sntp_wrong_ms)
+            await asyncio.sleep(self.random.uniform(0.01, 0.8))
+            self.gateway.receive_sntp(
+                packet, nonce, sent_ms=sent_ms, now_ms=self.uptime_ms, floor_ms=self.world.epoch_ms
+            )
 
     # --- The radio ------------------------------------------------------------------------------------------
 
@@ -421,7 +439,7 @@ class Visit:
         self.last_s = kit.world.loop.time()
         kept = measurement.frames[-1]
         await asyncio.sleep(kit.random.uniform(0.0, 0.05))
-        if self.up and strikes("confirmation lost", 0.01):
+        if self.up and strikes("confirmation lost", 0.03):
             self.end()
         if not self.up:
             return False
@@ -487,6 +505,3 @@ class Visit:
                     await came.wait()
             if kit.flash.interrupt is interrupt:
                 kit.flash.interrupt = None
-
-
-__all__ = ("POWER_ON", "RACP", "WATCHDOG", "Kit", "PowerCut", "Visit")

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from sync_service import derive
+from sync_service import derive, early
 from sync_service.clock import Clock, Look
 from sync_service.hub import Hub as HubClient
 from sync_service.ingest import Ingest
@@ -200,7 +200,7 @@ class Worker:
         """As the App does; SQLite's clock is the service's own and says nothing against it."""
         while True:
             now_ms = self.world.service_clock_ms()
-            self._clock.heard("the Store", Look(now_ms, now_ms, now_ms, 1))
+            self._clock.heard("the Store", Look(now_ms, now_ms, now_ms, 1), confirms=False)
             await self._hub.ask_time()
             await asyncio.sleep(LOOK_AGAIN_S if self._clock.doubt else LOOK_EVERY_S)
 
@@ -209,6 +209,7 @@ class Worker:
             store,
             self._derive_wake,
             self._outbox_wake,
+            ahead=early.measure,
             quiet=self.ingest.quiet,
             max_bracket_ms=MAX_BRACKET_MS,
             clock_ms=self.world.service_clock_ms,

@@ -7,6 +7,7 @@ to arrive. One seed gives one run, to the byte.
 import asyncio
 import hashlib
 import random as global_random
+import struct
 from collections import Counter
 from random import Random
 from typing import Any
@@ -77,6 +78,12 @@ class World:
     def service_clock_ms(self) -> int:
         """What the service's machine shows."""
         return self.now_ms + self.wrong_by_ms
+
+    def sntp_answer(self, nonce: bytes, wrong_ms: int) -> bytes:
+        """What an SNTP server answers now (RFC 5905, mode 4, stratum 2)."""
+        seconds, ms = divmod(self.now_ms + wrong_ms, 1000)
+        time = struct.pack(">II", seconds + 2_208_988_800, (ms << 32) // 1000)
+        return bytes([0x24, 2]) + bytes(22) + nonce + time + time
 
     async def _trouble_the_clock(self) -> None:
         """A machine that has come up with a wrong clock, until somebody sees it."""

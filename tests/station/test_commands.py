@@ -96,6 +96,19 @@ async def test_a_kit_leaves_with_label_and_test_and_comes_back(here: Workshop) -
     assert "none in stock" in history[-4]["detail"]
 
 
+async def test_a_hundred_kits_are_made_and_labelled_in_one_go(here: Workshop, say: list[str]) -> None:
+    began = time.monotonic()
+    said = await here.station("provision", "--next", "100", "--json")
+    assert said.code == 0, said.err
+    kits = said.json["provisioned"]
+    assert len(set(kits)) == 100 == len(here.lives())
+    labelled = await here.station("label", *kits, "--json")
+    assert labelled.code == 0, labelled.err
+    sheet = (here.bench / "papers/labels.pdf").read_bytes()
+    assert sheet.count(b"/Type /Page\n") == 100
+    say.append(f"station: a hundred Kits provisioned and labelled in {time.monotonic() - began:.1f} s")
+
+
 async def test_sensors_of_the_kits_folder_are_told_to_the_service(here: Workshop) -> None:
     assert (await here.station("provision", "--next")).code == 0
     place = here.bench / "kits" / KIT

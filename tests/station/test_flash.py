@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gateway.block import HEADER_BYTES, put_header
 from hw.station import board, image, micropython, partitions
 from hw.station.command import main
 from hw.station.kit_folder import KitFolder
@@ -203,6 +204,42 @@ def test_a_journal_that_holds_anything_is_not_overwritten(bench: Bench) -> None:
     with RomLoader(bench.chip, mac=MAC) as loader:
         said = refused(bench, loader)
     assert "Journal is not empty" in said and "--repair" in said
+
+
+@pytest.mark.parametrize("lost", ["erased", "stock"])
+def test_a_journal_is_found_where_the_table_is_lost(bench: Bench, lost: str) -> None:
+    stock = binaries.esp32().read_bytes()[partitions.TABLE_OFFSET - 0x1000 :][:4096]
+    row = partitions.find(board.load(ESP32).partitions, "journal")
+    block = bytearray(HEADER_BYTES)
+    put_header(block, 0, b"journal!", 3, 1, 0, 1)
+    at = row.offset + 3 * 4096
+    used = bytearray(bench.flash)
+    used[at : at + len(block)] = block
+    table = ERASED * 4096 if lost == "erased" else stock
+    used[partitions.TABLE_OFFSET : partitions.TABLE_OFFSET + 4096] = table
+    bench.chip.write_bytes(used)
+    with RomLoader(bench.chip, mac=MAC) as loader:
+        assert "Journal is not empty" in refused(bench, loader)
+
+
+def test_another_program_on_a_new_board_is_written_over(bench: Bench) -> None:
+    bench.chip.write_bytes(b"HJ demo program " * (len(bench.flash) // 16))
+    with RomLoader(bench.chip, mac=MAC) as loader:
+        assert bench.run(port=loader.port)[0] == 0
+    assert bench.chip.read_bytes() == bench.flash
+
+
+@pytest.mark.parametrize("blocks", [1, 30])
+def test_an_interrupted_repair_keeps_what_a_repair_keeps(bench: Bench, blocks: int) -> None:
+    row = partitions.find(board.load(ESP32).partitions, "journal")
+    kept = b"kept".ljust(row.size, ERASED)
+    bench.chip.write_bytes(bench.flash[: row.offset] + kept)
+    with RomLoader(bench.chip, mac=MAC, faults=Faults(unplug_after=blocks)) as loader:
+        assert bench.run("--repair", port=loader.port)[0] == 1
+    with RomLoader(bench.chip, mac=MAC) as loader:
+        assert "Journal is not empty" in refused(bench, loader)
+        assert bench.run("--repair", port=loader.port)[0] == 0
+    assert bench.chip.read_bytes() == bench.flash[: row.offset] + kept
 
 
 def test_a_board_of_another_layout_is_not_repaired(bench: Bench) -> None:

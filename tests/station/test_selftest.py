@@ -11,16 +11,20 @@ import pytest
 from gateway.linux.config import Config
 from hw.demo.kit import identity as kit_identity
 from hw.demo.kit import release
-from hw.station import bench
+from hw.station import StationError, bench, board, nvs, partitions
 from hw.station.kit_folder import KitFolder
+from hw.station.loader import Loader
 from hw.station.report import Report
-from hw.station.selftest import NAMES, listen
+from hw.station.selftest import NAMES, ask_again, listen
 from hw.station.service import Service
 from hw.virtual.board_host import Board
 from hw.virtual.clock import SensorClock
 from hw.virtual.cuff import Cuff
 from hw.virtual.radio import Room
+from hw.virtual.rom_loader import RomLoader
 from hw.virtual.sensor import Habits, Label
+from tests.station.kits import kit_folder, project
+from tests.station.used_kit import BOARD, used_flash
 from tests.station.workshop import Said, Wire, Workshop, showed, workshop
 
 KIT = "HW-0001-Z"
@@ -67,6 +71,23 @@ def test_noise_on_the_line_is_no_check() -> None:
 def test_a_board_that_begins_again_is_judged_by_its_last_word() -> None:
     failed = 'TEST {"name": "journal", "passed": false, "detail": "d"}'
     assert listen([failed, *HEARD], QUIET, lambda question: True).failed == []
+
+
+def test_a_kit_is_asked_again_and_nothing_else_in_its_flash_changes(tmp_path: Path) -> None:
+    flash = used_flash(kit_folder(project(tmp_path / "sync"), KIT))
+    row = partitions.find(board.load(BOARD).partitions, "nvs")
+    tested = {key: value for key, value in nvs.decode(row.of(flash)).items() if key != "selftest"}
+    before = bytearray(flash)
+    before[row.offset : row.end] = nvs.encode(tested, row.size)
+    (tmp_path / "flash").write_bytes(before)
+    with RomLoader(tmp_path / "flash") as loader:
+        with pytest.raises(StationError, match="look at the label"):
+            ask_again(Loader(loader.port), "HW-0002-X")
+        assert (tmp_path / "flash").read_bytes() == before
+        ask_again(Loader(loader.port), KIT)
+    after = (tmp_path / "flash").read_bytes()
+    assert nvs.decode(row.of(after)) == tested | {"selftest": 1}
+    assert after[: row.offset] == before[: row.offset] and after[row.end :] == before[row.end :]
 
 
 # --- A board ------------------------------------------------------------------------------------------------

@@ -330,3 +330,21 @@ async def test_a_service_that_is_killed_before_it_has_drawn_the_conclusion_draws
     ward.deriver = Deriver()  # here it was killed
     await ward.settled()
     assert (await observed(ward))["status"] == "amended"
+
+
+async def test_a_corrected_time_moves_a_reading_to_the_patient_who_had_the_kit_then(ward: Ward) -> None:
+    """Also when that Reading alone had bound the Journal to the first one's Episode."""
+    kit = await ward.kit(KIT)
+    other = await given_on(ward, BIRTH_MS + 2 * HOUR)
+    kit.hint(BIRTH_MS + kit.uptime_ms)
+    kit.boot, kit.uptime_ms = 2, HOUR
+    kit.hint(BIRTH_MS + HOUR + MINUTE)  # false: it is four hours later
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    assert (await observed(ward))["subject"]["reference"] == "Patient/1"
+    kit.uptime_ms += MINUTE
+    kit.anchor(BIRTH_MS + 5 * HOUR)
+    await ward.settled()
+    assert (await observed(ward, patient="Patient/1"))["status"] == "entered-in-error"
+    assert (await observed(ward, patient=other))["status"] == "final"
+    assert await ward.rows("kind, state, patient") == [("create", "done", other)]

@@ -121,9 +121,12 @@ async def test_whoever_tries_tokens_has_to_wait_and_the_good_one_with_him(bench:
 
 
 async def test_a_technician_who_asks_too_much_has_to_wait(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    statuses = [(await bench.ask("GET", "status"))[0] for _ in range(station_api.BURST + 30)]
+    monkeypatch.setattr(station_api, "BURST", 20)
+    monkeypatch.setattr(station_api, "PER_MINUTE", 60)
+    async with serving(folder) as bench:
+        statuses = [(await bench.ask("GET", "status"))[0] for _ in range(station_api.BURST + 10)]
     assert statuses[: station_api.BURST] == [200] * station_api.BURST
     assert 429 in statuses
 
@@ -242,6 +245,17 @@ async def test_a_kit_leaves_comes_back_and_is_wiped_with_its_receipt(bench: Benc
     assert len(x509.load_pem_x509_crl((bench.folder / "broker/revoked.pem").read_bytes())) == 1
 
 
+async def test_a_lost_kit_stores_nothing_and_can_send_its_records_when_it_is_found(bench: Bench) -> None:
+    kit = await provisioned(bench)
+    assert await bench.ask("POST", f"kits/{kit}/steps", {"step": "lose"}) == (200, {"life": "lost"})
+    assert (await bench.ask("GET", f"kits/{kit}"))[1]["state"] == "revoked"
+    assert len(x509.load_pem_x509_crl((bench.folder / "broker/revoked.pem").read_bytes())) == 0
+    assert await bench.ask("POST", f"kits/{kit}/steps", {"step": "receive"}) == (200, {"life": "returned"})
+    assert (await bench.ask("GET", f"kits/{kit}"))[1]["state"] == "active"
+    assert await bench.ask("POST", f"kits/{kit}/steps", {"step": "revoke"}) == (200, {"life": "revoked"})
+    assert len(x509.load_pem_x509_crl((bench.folder / "broker/revoked.pem").read_bytes())) == 1
+
+
 async def test_unsent_records_forbid_the_wipe_until_they_are_given_up_with_a_reason(bench: Bench) -> None:
     kit = await provisioned(bench)
     status = {"online": True, "journal": b"journal1".hex(), "acked": 2, "pending": 3}
@@ -253,6 +267,18 @@ async def test_unsent_records_forbid_the_wipe_until_they_are_given_up_with_a_rea
     assert (await bench.ask("POST", f"kits/{kit}/wipe", given_up))[0] == 201
     _, said = await bench.ask("GET", f"kits/{kit}/history")
     assert "unsent given up: flash is broken" in said["history"][-1]["detail"]
+
+
+async def test_the_bench_sees_of_a_kit_with_a_patient_only_that_it_is(bench: Bench) -> None:
+    kit = await provisioned(bench)
+    given = ("assign", kit, "--patient", "Patient/7", "--episode", "E-1")
+    assert main(["--dir", str(bench.folder), *given]) == 0
+    for path in (f"kits/{kit}", f"kits/{kit}/history"):
+        _, said = await bench.ask("GET", path)
+        assert "Patient" not in json.dumps(said) and "E-1" not in json.dumps(said)
+    assert (await bench.ask("GET", f"kits/{kit}"))[1]["assigned"] is True
+    code, said = await bench.ask("POST", f"kits/{kit}/wipe", {"receipt": RECEIPT})
+    assert code == 409 and "still with" in said["problem"] and "E-1" not in said["problem"]
 
 
 @pytest.mark.parametrize("receipt", [{}, RECEIPT | {"kit": "HW-0002-X"}, RECEIPT | {"residue_bytes": 1}])
