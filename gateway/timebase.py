@@ -86,6 +86,7 @@ class Timebase:
         self._boots: dict[int, _Boot] = {}
         self._newest = -1
         self._brackets: dict[int, tuple[int, int | None]] | None = None
+        self._end_ms: int | None = None  # every boot had ended by then
         self.has_hints = False
         self._hints_hold: bool | None = None  # None: to be found anew
 
@@ -99,8 +100,14 @@ class Timebase:
         known = self._boot(boot)
         if uptime_ms > known.last_ms:
             known.last_ms = uptime_ms
-            if boot != self._newest:  # nothing is bracketed by how long the newest boot has lasted
+            if self._has_ended(boot):  # nothing is bracketed by how long the newest boot has lasted
                 self._change()
+
+    def ended_before(self, utc_ms: int) -> None:
+        """The Kit had begun another Journal by then: the newest boot has ended too."""
+        if self._end_ms is None or utc_ms < self._end_ms:
+            self._end_ms = utc_ms
+            self._change()
 
     def add_anchor(self, boot: int, uptime_ms: int, utc_ms: int, uncertainty_ms: int) -> None:
         """At this uptime it was `utc_ms`, give or take `uncertainty_ms`."""
@@ -139,7 +146,7 @@ class Timebase:
         known = self._boots.get(boot)
         if known is not None and known.anchors:
             return known.time_of(uptime_ms)
-        bracket = self._between_neighbours(boot, uptime_ms) if boot < self._newest else None
+        bracket = self._between_neighbours(boot, uptime_ms) if self._has_ended(boot) else None
         if known is None or known.hints is None or not self.hints_hold():
             return bracket
         hinted = known.hints.time_of(uptime_ms)
@@ -174,6 +181,9 @@ class Timebase:
             self._change()
         return known
 
+    def _has_ended(self, boot: int) -> bool:
+        return boot < self._newest or self._end_ms is not None
+
     def _change(self) -> None:
         self.changes += 1
         self._brackets = self._hints_hold = None
@@ -191,7 +201,7 @@ class Timebase:
             if known.anchors:
                 told = known.time_of(uptime_ms)
             else:
-                told = self._between_neighbours(boot, uptime_ms) if boot < self._newest else None
+                told = self._between_neighbours(boot, uptime_ms) if self._has_ended(boot) else None
             if told is None:
                 continue
             if told.latest_ms < earliest or latest < told.earliest_ms:
@@ -225,7 +235,7 @@ class Timebase:
         """Return for each boot the earliest ms of its begin and, if known, the latest ms of its end."""
         begins, ends = {}, {}
         begin: int = self.floor_ms
-        end: int | None = None
+        end = self._end_ms
         for boot in sorted(self._boots):
             begins[boot] = begin
             begin = max(begin, self._boots[boot].earliest_end(begin))

@@ -127,6 +127,7 @@ class Uplink:
         self._buffer = bytearray(MAX_BATCH_BYTES) if buffer is None else buffer
         self._view = memoryview(self._buffer)
         self._unanswered_ms: int | None = None  # since when
+        self._replayed_through = 0  # what is sent up to here was acked before
         self._anchored_ms: int | None = None
         self._ask_time_ms = 0
 
@@ -217,7 +218,9 @@ class Uplink:
             self.peeks.take(NOTHING)
             return None
         self.counters["peeks"] += 1
-        flags = PEEK | WHOLE if self.peek.is_whole else PEEK
+        # A service that was restored may have derived the same values before, with what it lacks now.
+        is_whole = self.peek.is_whole and self._journal.acked >= self._replayed_through
+        flags = PEEK | WHOLE if is_whole else PEEK
         return self._send(self.peeks, now_ms, flags, first, count, end)
 
     def _may_peek(self) -> bool:
@@ -283,6 +286,7 @@ class Uplink:
         """Send again what the service has lost. A peek's Ack may not ask: the replay would begin twice."""
         if ack.replay_from is None or not 0 < ack.replay_from <= self._journal.acked:
             return
+        self._replayed_through = max(self._replayed_through, self._journal.acked)
         self._journal.replay(ack.replay_from)
         self.counters["replays"] += 1
         detail = struct.pack("<I", ack.replay_from)

@@ -153,7 +153,8 @@ class Deriver:
         self._max_bracket_ms = max_bracket_ms
         self._journals: dict[int, Journal] = {}
         self._passed: list[tuple[Journal, int]] = []  # sequences of Readings that have another time now
-        self._stopped: dict[int, int] = {}  # Journal -> `through` at which its next Frame had no time yet
+        # Journal -> `through` and `ended_ms` with which its next Frame had no time yet.
+        self._stopped: dict[int, tuple[int, int | None]] = {}
 
     async def step(self, store: Store, now_ms: int) -> Derived:
         """Derive one chunk in one transaction."""
@@ -198,8 +199,9 @@ class Deriver:
         return redate(db, journal, news, partial(_Placer(db, self._max_bracket_ms).place, journal), now_ms)
 
     def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
-        for number, through, cursor, kit, journal_id, floor_ms, episode in db.execute(_WITH_WORK).fetchall():
-            if self._stopped.get(number) == through:
+        for row in db.execute(_WITH_WORK).fetchall():
+            number, through, cursor, kit, journal_id, floor_ms, episode, ended_ms = row
+            if self._stopped.get(number) == (through, ended_ms):
                 continue
             journal = self._journals.get(number)
             if journal is None or journal.cursor != cursor:
@@ -207,7 +209,7 @@ class Deriver:
                     self._journals.clear()
                 journal = self._journals[number] = Journal(number, cursor, kit, journal_id, floor_ms)
                 journal.rebuild(db)
-            journal.through, journal.episode = through, episode
+            journal.through, journal.episode, journal.ended_ms = through, episode, ended_ms
             yield journal
 
     def _advance(
@@ -224,7 +226,7 @@ class Deriver:
                 elif derived[0] is not None:
                     self._pass(db, journal, _frame(version, body), at, derived)
                 elif not self._frame(journal, _frame(version, body), at, found):
-                    self._stopped[journal.number] = journal.through
+                    self._stopped[journal.number] = (journal.through, journal.ended_ms)
                     return taken
             except FormatError as error:
                 _quarantine(db, journal.kit, type, body, error, now_ms)
@@ -338,6 +340,7 @@ class Journal:
         self.number, self.cursor, self.kit, self.journal_id = number, cursor, kit, journal_id
         self.through = cursor
         self.episode: str | None = None  # that it belongs to
+        self.ended_ms: int | None = None  # the Kit had begun another Journal by then
         self._timebase = Timebase()
         self._timebase.not_before(floor_ms)
         self._looked_through = 0
@@ -369,6 +372,8 @@ class Journal:
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
         told = self._timebase.changes
+        if self.ended_ms is not None:
+            self._timebase.ended_before(self.ended_ms)
         for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
             self._timebase.add_receipt(boot, uptime_ms, received_ms)
             self._receipt_boot = boot
@@ -667,10 +672,14 @@ def _quarantine(
 
 
 # Journals whose cursor is behind what is stored; the shortest backlog first, so that what a Kit measures now
-# does not wait for what another one brings from weeks. No Reading is older than its Kit: its floor.
+# does not wait for what another one brings from weeks. No Reading is older than its Kit: its floor. None is
+# younger than the begin of the Kit's next Journal: a Batch tells its uptime, give or take 100 ppm.
 _WITH_WORK = """
     select journal.journal, journal.through, journal.derived_through, journal.kit, journal.journal_id,
-        kit.created_ms, assignment.episode
+        kit.created_ms, assignment.episode, (
+            select min(received_ms - uptime_ms + uptime_ms / 10000 + 1)
+            from journal as later join receipt on receipt.journal = later.journal
+            where later.kit = journal.kit and later.journal > journal.journal)
     from journal join kit on kit.kit = journal.kit
     left join assignment on assignment.assignment = journal.assignment
     where journal.derived_through < journal.through

@@ -518,3 +518,23 @@ async def test_derivation_gives_way_for_so_long_only(store: Store, monkeypatch: 
         running = tasks.create_task(run)
         await outbox_wake.wait()
         running.cancel()
+
+
+def test_a_boot_without_an_anchor_has_ended_when_the_kit_has_begun_another_journal(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    # Else its Readings would be neither delivered nor held, for ever (found by the simulation).
+    deriver = Deriver()
+    kit.boot, kit.uptime_ms = 2, 5 * MINUTE
+    kit.frame(OXIMETER, SPOT, spot())
+    derived(db, kit, deriver)
+    assert readings(db, READING) == []
+    wiped = KitJournal(kit.kit, b"journal2", number=2)
+    wiped.create(db)
+    derived(db, wiped, deriver)
+    assert readings(db, READING) == []
+    first_heard = BIRTH_MS + HOUR
+    db.execute("insert into receipt values (2, 1, ?, ?)", (10 * MINUTE, first_heard))
+    derived(db, wiped, deriver)
+    ((earliest, latest),) = readings(db, "earliest_ms, latest_ms")
+    assert earliest <= BIRTH_MS + 6 * MINUTE <= latest <= first_heard - 10 * MINUTE + 1_000
