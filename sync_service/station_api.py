@@ -12,6 +12,7 @@ sentence and changes nothing. It tells whether a Kit is with a patient, never wi
     POST kits/KIT/steps             {step, note}: flash, ready, ship, receive, lose, retire, revoke
     POST kits/KIT/label             {}: its label was printed
     POST kits/KIT/self-tests        {checks, journal, sequence}: passed or failed, check by check
+    GET  kits/KIT/sensors           which Sensors its Gateway has bonded, by its own Records
     POST kits/KIT/sensors           {sensor, mark, note}
     POST kits/KIT/wipe              {receipt, given_up} -> {number}: revokes, keeps the receipt
 """
@@ -31,7 +32,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from sync_service import identity, life, technicians
+from sync_service import identity, life, sensor_bonds, technicians
 from sync_service.arrival import KIT
 from sync_service.config import Config, StationApi
 from sync_service.identity import IdentityError
@@ -127,6 +128,7 @@ class StationService:
         made.router.add_post(f"{PREFIX}/kits", self._make)
         made.router.add_get(f"{PREFIX}/kits/{{kit}}", self._describe)
         made.router.add_get(f"{PREFIX}/kits/{{kit}}/history", self._history)
+        made.router.add_get(f"{PREFIX}/kits/{{kit}}/sensors", self._sensors)
         for name, act in (
             ("provision", self._provision),
             ("steps", self._step),
@@ -200,6 +202,10 @@ class StationService:
         kit = _kit(request)
         rows = await self._store.read(lambda db: life.history(db, kit, of_patients=False))
         return web.json_response({"history": rows})
+
+    async def _sensors(self, request: web.Request) -> web.Response:
+        kit = _kit(request)
+        return web.json_response({"sensors": await self._store.read(lambda db: sensor_bonds.told(db, kit))})
 
     async def _provision(self, request: web.Request) -> web.Response:
         body = await _body(request, {"request": str})

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from bleak import BleakClient, BleakScanner
 from bleak.backends.characteristic import BleakGATTCharacteristic
@@ -119,7 +119,7 @@ class Radio:
     def _on_advert(self, device: BLEDevice, advert: AdvertisementData) -> None:
         self._heard.set()
         address = _address(device)
-        services = _short(advert.service_uuids)
+        services = short_uuids(advert.service_uuids)
         if address is None or not self._gateway.wants(address, services, self._clock.now_ms()):
             return
         peer = self._peers.setdefault(address, _Peer())
@@ -140,7 +140,7 @@ class Radio:
         try:
             fruitful = await self._visit(peer, device, address)
         except (BleakError, SensorError, TimeoutError) as error:
-            peer.bond_lost = peer.bond_lost or _is_bond_lost(error)
+            peer.bond_lost = peer.bond_lost or is_bond_lost(error)
             _log.info("%s: %s", device.address, error or "no answer")
         except Exception:
             self._gateway.counters["failures"] += 1
@@ -154,7 +154,7 @@ class Radio:
         """Connect, bond where that is asked for, and serve; return whether it was worth it."""
         sensor = self._gateway.reference_of(address)
         again = peer.bond_lost and self._gateway.pairing(self._clock.now_ms())
-        visit = _Visit(self._gateway, self._clock, self._wake)
+        visit = Visit(self._gateway, self._clock, self._wake)
         client = BleakClient(
             device,
             visit.on_disconnected,
@@ -167,17 +167,31 @@ class Radio:
                 await client.unpair()
         async with client:
             if not sensor or again:
-                sensor = self._gateway.bond(_address_type(device, address), address, self._clock.now_ms())
+                sensor = self._gateway.bond(address_type_of(device, address), address, self._clock.now_ms())
             peer.bond_lost = False
             fruitful = await visit.serve(client, sensor, device.name or "")
         peer.bond_lost = visit.bond_lost
         return fruitful
 
 
-class _Visit:
+class Receiver(Protocol):
+    """Whose visit it is: Gateway, or what a bench has in its place."""
+
+    def session(
+        self, sensor: int, *, name: str, services: list[int], table: dict[int, int], now_ms: int
+    ) -> SensorSession: ...
+    def thins(
+        self, sensor: int, characteristic: int, value: bytes, uptime_hi: int, uptime_lo: int
+    ) -> bool: ...
+    def received(
+        self, sensor: int, characteristic: int, value: bytes, flags: int, uptime_hi: int, uptime_lo: int
+    ) -> int: ...
+
+
+class Visit:
     """One connection: carries out the steps of a SensorSession."""
 
-    def __init__(self, gateway: Gateway, clock: Clock, wake: Callable[[], None]) -> None:
+    def __init__(self, gateway: Receiver, clock: Clock, wake: Callable[[], None]) -> None:
         self.bond_lost = False
         self._gateway = gateway
         self._clock = clock
@@ -194,7 +208,7 @@ class _Visit:
         session = self._gateway.session(
             sensor,
             name=name,
-            services=_short([service.uuid for service in client.services]),
+            services=short_uuids([service.uuid for service in client.services]),
             table={uuid: _properties(found) for uuid, found in table.items()},
             now_ms=self._clock.now_ms(),
         )
@@ -239,7 +253,7 @@ class _Visit:
         except TimeoutError:
             session.step_failed("no answer", self._clock.now_ms())
         except BleakError as error:
-            self.bond_lost = self.bond_lost or _is_bond_lost(error)
+            self.bond_lost = self.bond_lost or is_bond_lost(error)
             if client.is_connected:
                 session.step_failed(str(error), self._clock.now_ms(), refused=_is_final(error))
         else:
@@ -283,7 +297,7 @@ def _table(client: BleakClient) -> dict[int, BleakGATTCharacteristic]:
     table: dict[int, BleakGATTCharacteristic] = {}
     for service in client.services:
         for characteristic in service.characteristics:
-            for uuid in _short([characteristic.uuid]):
+            for uuid in short_uuids([characteristic.uuid]):
                 table.setdefault(uuid, characteristic)
     return table
 
@@ -292,7 +306,7 @@ def _properties(characteristic: BleakGATTCharacteristic) -> int:
     return sum(bit for name, bit in _PROPERTIES.items() if name in characteristic.properties)
 
 
-def _short(uuids: list[str]) -> list[int]:
+def short_uuids(uuids: list[str]) -> list[int]:
     """Those of the UUIDs that the Bluetooth SIG has assigned, as 16-bit numbers."""
     return [int(uuid[4:8], 16) for uuid in uuids if uuid.startswith("0000") and uuid.endswith(_BASE_UUID)]
 
@@ -305,7 +319,7 @@ def _address(device: BLEDevice) -> bytes | None:
     return None
 
 
-def _address_type(device: BLEDevice, address: bytes) -> int:
+def address_type_of(device: BLEDevice, address: bytes) -> int:
     """1 for a random address. BlueZ says so; elsewhere the two top bits of a static random address do."""
     details = device.details.get("props", {}) if isinstance(device.details, dict) else {}
     kind = details.get("AddressType") or ("random" if address[0] >= 0xC0 else "public")
@@ -317,7 +331,7 @@ def _is_final(error: BleakError) -> bool:
     return isinstance(error, BleakGATTProtocolError) and error.code not in _NOT_FOR_GOOD
 
 
-def _is_bond_lost(error: Exception) -> bool:
+def is_bond_lost(error: Exception) -> bool:
     """One of the two has forgotten the key. Backends differ in their errors; all of them name the reason."""
     if isinstance(error, BleakGATTProtocolError):
         return error.code in _NO_KEY

@@ -17,10 +17,24 @@ from hw.station import (
     monitor,
     provision,
     selftest,
+    sensors,
     wipe,
 )
 
-COMMANDS = (provision, image, flash, selftest, label, journey, wipe, monitor, doctor, journal, decode)
+COMMANDS = (
+    provision,
+    image,
+    flash,
+    selftest,
+    sensors,
+    label,
+    journey,
+    wipe,
+    monitor,
+    doctor,
+    journal,
+    decode,
+)
 """In the order of a Kit's life."""
 
 

@@ -84,9 +84,10 @@ def _check(kits: list[str]) -> None:
 
 
 def _sensors(here: bench.Bench, kit: str) -> list[str]:
-    """Those that the Kit's folder holds, when this bench has it."""
+    """Those of the Kit's list whose bond is proved, when this bench has its folder."""
     place = here.kit_folder(kit)
     if not (place / kit_folder.CARD).is_file():
         return []
-    addresses = [sensor.get("address") for sensor in KitFolder.load(place).sensors]
+    listed = KitFolder.load(place).sensors
+    addresses = [sensor.get("address") for sensor in listed if sensor.get("proved", True)]
     return [bytes.fromhex(one).hex(":").upper() for one in addresses if isinstance(one, str)]

@@ -53,6 +53,11 @@ class Service:
         """All that the bench may know of a Kit."""
         return self._ask("GET", f"kits/{quote(kit, safe='')}")
 
+    def sensors(self, kit: str) -> list[dict[str, Any]]:
+        """The Sensors that its Gateway itself has told of (sync_service/sensor_bonds.py)."""
+        found: list[dict[str, Any]] = self._ask("GET", f"kits/{quote(kit, safe='')}/sensors")["sensors"]
+        return found
+
     def post(self, kit: str, what: str, body: dict[str, Any]) -> dict[str, Any]:
         """provision, steps, label, self-tests, sensors or wipe of a Kit."""
         return self._ask("POST", f"kits/{quote(kit, safe='')}/{what}", body)

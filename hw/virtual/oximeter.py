@@ -101,7 +101,8 @@ class _Request:
 class Oximeter(Sensor):
     """
     Options: `storage` (RACP; needs a clock and timestamps), `timestamps`, `status` (the status words are
-    supported), `amplitude` (pulse amplitude index). Oximeter.simple() has none of them and no clock.
+    supported), `amplitude` (pulse amplitude index), `refuses` (RACP op codes that it does not know: 1 report, 2
+    delete). Oximeter.simple() has none of them and no clock.
     """
 
     service = PULSE_OXIMETER
@@ -121,6 +122,7 @@ class Oximeter(Sensor):
         status: bool = True,
         amplitude: bool = False,
         capacity: int = 30,
+        refuses: frozenset[int] = frozenset(),
     ) -> None:
         clock = SensorClock() if clock is None and timestamps else clock
         super().__init__(room, address, label=label, clock=clock, ledger=ledger, bonds=bonds, habits=habits)
@@ -131,6 +133,7 @@ class Oximeter(Sensor):
         self._amplitude = amplitude
         self._storage = storage
         self._capacity = capacity
+        self._refuses = refuses
         self._new: _Record | None = None
         self._stored: deque[_Record] = deque()
         self._request: _Request | None = None
@@ -333,6 +336,8 @@ class Oximeter(Sensor):
     async def _answer_to(self, request: _Request) -> bytes | None:
         """Carry out one request: the answer to indicate, or None when the link went, which ends it."""
         op = request.op
+        if op in self._refuses:
+            return _answer(op, _NO_SUCH_OP)
         refusal = _refusal(op, request.operator, request.operand)
         if refusal is not None:
             return _answer(op, refusal)

@@ -1,0 +1,74 @@
+"""Which Sensors a Kit's Gateway has bonded: by the Records of its newest Journal, not by the bench's word.
+
+A value that came in pairing mode proves no bond; a session that began after the Sensor was off does. So each
+Sensor is told with the number of its sessions since its bond was made.
+"""
+
+import sqlite3
+from dataclasses import dataclass
+from typing import Any
+
+from gateway import record
+from gateway.errors import FormatError
+from gateway.record import Event, Sensor, SensorClock, decode_body
+from sync_service import life
+
+MAX_RECORDS = 20_000
+"""Of a Kit at the bench there are some hundred; a month with a patient has 10,000 that are no Frames."""
+
+
+@dataclass
+class _Bond:
+    address: bytes
+    serial: bytes = b""
+    bonded: bool = False
+    changed: bool = False
+    clock_reads: int = 0  # one begins each session, where there is a clock
+    drained: int = 0  # times that it went quiet
+
+
+def told(db: sqlite3.Connection, kit: str) -> list[dict[str, Any]]:
+    """The Sensors that the Kit has told of since its last wipe. Raises LifeError: no such Kit."""
+    life.of(db, kit)
+    row = db.execute(_NEWEST, (kit, kit)).fetchone()
+    bonds: dict[int, _Bond] = {}
+    for type, version, body in db.execute(_RECORDS, (*row, MAX_RECORDS)) if row else ():
+        try:
+            _learn(bonds, decode_body(type, version, body))
+        except FormatError:
+            continue  # quarantined where it was derived
+    return [
+        {
+            "sensor": one.address.hex(":").upper(),
+            "serial": one.serial.decode(errors="replace").strip("\0 \t\r\n"),
+            "bonded": one.bonded,
+            "changed": one.changed,
+            "sessions": one.clock_reads or one.drained,
+        }
+        for one in bonds.values()
+    ]
+
+
+def _learn(bonds: dict[int, _Bond], body: object) -> None:
+    if isinstance(body, Sensor):
+        one = bonds.get(body.sensor)
+        if one is None or one.address != body.address:
+            one = bonds[body.sensor] = _Bond(body.address)
+        one.serial = dict(body.items).get(record.SERIAL, one.serial)
+    elif isinstance(body, (Event, SensorClock)) and (one := bonds.get(body.sensor)):
+        if isinstance(body, SensorClock):
+            one.clock_reads += body.kind == record.CLOCK_BEFORE
+        elif body.code in (record.BOND_MADE, record.BOND_CHANGED):
+            one.bonded, one.changed = True, body.code == record.BOND_CHANGED
+            one.clock_reads = one.drained = 0
+        elif body.code == record.SENSOR_DRAINED:
+            one.drained += 1
+
+
+_NEWEST = """
+    select journal, through from journal
+    where kit = ? and created_ms >= coalesce((select wiped_ms from kit where kit = ?), 0)
+    order by created_ms desc, journal desc limit 1"""
+_RECORDS = """
+    select type, version, body from record
+    where journal = ? and sequence <= ? and type <> 1 order by sequence limit ?"""
