@@ -65,6 +65,7 @@ class Loop(asyncio.BaseEventLoop):
         super().__init__()
         self._now = 0.0
         self.steps = 0
+        self.most_steps = 1 << 60  # then it stops: something runs in circles
         self.failures: list[str] = []
         self.set_exception_handler(self._failed)
         self.set_task_factory(_task)
@@ -88,7 +89,7 @@ class Loop(asyncio.BaseEventLoop):
         """Run what is due before this time."""
         asyncio._set_running_loop(self)
         try:
-            while self._step(end_s):
+            while self.steps < self.most_steps and self._step(end_s):
                 pass
         finally:
             asyncio._set_running_loop(None)

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import orjson
 
 from tests.simulation.broker import Broker
-from tests.simulation.checkers import Checks
+from tests.simulation.checkers import LIVE, Checks
 from tests.simulation.clinicians import THIEF, Clinicians
 from tests.simulation.engine import Loop
 from tests.simulation.faults import Faults
@@ -31,6 +31,8 @@ EPOCH_MS = 1_774_166_400_000
 REST_S = 2 * DAY_S
 """Liveness: the longest wait is a resend of two minutes, a poll of ten, a Retry-After of fifteen."""
 SETTLE_S = 4 * HOUR_S
+MOST_STEPS_A_DAY = 150_000
+"""Seven times what a day with five Kits takes."""
 CALM_MIN = 30
 """Each Kit asks for the time once an hour and has a Record to send then."""
 
@@ -185,10 +187,13 @@ class World:
     def run(self, *, first_only: bool = False) -> dict[str, Any]:
         """Both phases; return the figures. `first_only`: end on a day on which a promise was broken."""
         loop = self.loop
+        loop.most_steps = MOST_STEPS_A_DAY * (self.days + 2)
         loop.spawn(None, self._begin(), "begin")
         for day in range(1, self.days + 1):
             loop.run_until(day * DAY_S)
-            if first_only and self.checks.violations:
+            if loop.steps >= loop.most_steps:
+                self.checks.found(LIVE, f"the world runs in circles on day {day}")
+            if self.checks.violations and (first_only or loop.steps >= loop.most_steps):
                 return self._figures()
         self._stop_faults()
         loop.run_until(self.safety_s + REST_S - SETTLE_S)
