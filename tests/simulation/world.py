@@ -187,14 +187,15 @@ class World:
     def run(self, *, first_only: bool = False) -> dict[str, Any]:
         """Both phases; return the figures. `first_only`: end on a day on which a promise was broken."""
         loop = self.loop
-        loop.most_steps = MOST_STEPS_A_DAY * (self.days + 2)
         loop.spawn(None, self._begin(), "begin")
         for day in range(1, self.days + 1):
+            loop.most_steps = loop.steps + MOST_STEPS_A_DAY
             loop.run_until(day * DAY_S)
             if loop.steps >= loop.most_steps:
                 self.checks.found(LIVE, f"the world runs in circles on day {day}")
             if self.checks.violations and (first_only or loop.steps >= loop.most_steps):
                 return self._figures()
+        loop.most_steps = loop.steps + 3 * MOST_STEPS_A_DAY
         self._stop_faults()
         loop.run_until(self.safety_s + REST_S - SETTLE_S)
         self.people.replay_parked()
