@@ -12,7 +12,7 @@ import pytest
 from wire import JOURNAL, NONCE, UPTIME_MS, batch, broken, frame, frames, lost
 
 from gateway.message import Ack, decode_ack
-from gateway.record import LOST, NO_OFFSET, encode
+from gateway.record import LOST, NO_OFFSET, decode_body, encode
 from sync_service import batches, ingest, store
 from sync_service.batches import QUARANTINED_PER_KIT
 from sync_service.ingest import GROUP_LIMIT, QUEUE_LIMIT, Ingest, offset_min
@@ -196,6 +196,19 @@ async def test_the_longer_of_two_losts_wins_and_neither_conflicts(kits: Kits) ->
     assert ack is not None and ack.through == 8
     rows = await kits.rows("select type, version, sequence, boot, uptime_ms, body from record")
     assert [encode(*row) for row in rows] == [lost(1, 8)]
+    assert await kits.rows("select * from conflict") == []
+
+
+async def test_a_lost_that_begins_where_a_record_is_stored_is_kept_for_the_rest(kits: Kits) -> None:
+    """The Ack of that Record was lost, then it rotted in the Kit; or it was peeked."""
+    await kits.send(batch(frames(1, 3), first=1))
+    await kits.send(batch(frames(6, 6), first=6, peek=True))
+    for last in (8, 8, 9):
+        ack = await kits.send(batch([lost(3, last)], first=3, acked_through=2))
+        assert ack is not None and ack.through == last
+    rows = await kits.rows("select type, version, sequence, boot, uptime_ms, body from record where type = 6")
+    assert [decode_body(*row[:2], row[5])[:2] for row in rows] == [(4, 8), (9, 9)]
+    assert (await kits.counters())["records lost"] == 5
     assert await kits.rows("select * from conflict") == []
 
 
