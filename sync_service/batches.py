@@ -83,7 +83,9 @@ class _Group:
     def _refuse(self, refusal: Refusal) -> None:
         kit = refusal.kit if self._state(refusal.kit) else ""
         self._counts[kit, refusal.reason] += 1
-        if refusal.quarantine is not None:
+        if (
+            refusal.quarantine is not None and self._state(refusal.kit) == "active"
+        ):  # else nothing is kept (P8)
             self._quarantine(kit, refusal.reason, refusal.quarantine)
 
     def _quarantine(self, kit: str, reason: str, content: bytes) -> None:

@@ -307,6 +307,14 @@ async def test_a_revoked_kit_stores_nothing(kits: Kits) -> None:
     assert await kits.counters(REVOKED) == {"Kit revoked": 1}
 
 
+@pytest.mark.parametrize("kit", [REVOKED, "HW-0404"])
+async def test_of_a_kit_that_is_not_heard_nothing_is_quarantined_either(kits: Kits, kit: str) -> None:
+    later = b"\x02" + batch()[1:-4]
+    later += struct.pack("<I", binascii.crc32(later))
+    assert await kits.send(later, kit) is None
+    assert await kits.rows("select * from quarantine") == []
+
+
 async def test_a_revocation_acts_from_the_next_batch_on(kits: Kits) -> None:
     assert await kits.send(batch([frame(1)], first=1)) is not None
     other = store.connect(kits.store.path)  # as `homeward-sync kit revoke` does
