@@ -8,6 +8,7 @@ from ward import NOW, Ward
 
 from gateway import record
 from sync_service.assignments import assign, end, episode_of_journal, take_back, unbind
+from sync_service.codes import READING_ID
 from sync_service.derive import Deriver
 from sync_service.outbox import claim, replay, settle
 from sync_service.redate import MOVED
@@ -287,6 +288,21 @@ async def test_a_hub_that_does_not_update_has_the_correction_parked(ward: Ward) 
     await lie(ward, kit)
     ((kind, state, answer),) = await ward.rows("kind, state, answer")
     assert (kind, state) == ("amend", "parked") and answer.startswith("405")
+
+
+async def test_what_cannot_be_corrected_is_parked_alone(ward: Ward) -> None:
+    """Somebody has added to it what we can't take back, and who waits behind it must not suffer for that."""
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    found = await observed(ward)
+    odd = found["identifier"] + [{"system": READING_ID}]
+    await ward.server.put(found | {"identifier": odd, "meta": {}, "status": "amended"})
+    other = await given_on(ward, BIRTH_MS - MINUTE)
+    kit.frame(OXIMETER, SPOT, spot(93))
+    await ward.settled()
+    assert await ward.rows("kind, state") == [("retract", "parked"), ("create", "done")]
+    assert (await observed(ward, patient=other))["valueQuantity"]["value"] == 93
 
 
 async def test_an_amendment_makes_what_the_hub_has_lost(ward: Ward) -> None:
