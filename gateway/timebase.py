@@ -158,6 +158,11 @@ class Timebase:
         )
         return Time(earliest, latest, EXTRAPOLATED)
 
+    def is_anchored(self, boot: int) -> bool:
+        """Whether the boot has an ANCHOR that is no hint."""
+        known = self._boots.get(boot)
+        return known is not None and bool(known.anchors)
+
     def agrees(self, boot: int) -> bool:
         """Whether the boot's ANCHORs allow for each other. Where not, its times span what each says."""
         known = self._boots.get(boot)

@@ -124,9 +124,12 @@ _TAKE_BACK = "update reading set state = 'held', reason = ?, assignment = null w
 _RETRACT = """
     update outbox set kind = 'retract', state = 'queued', attempts = 0, due_ms = 0, answer = null
     where reading = ?"""
-# A Journal that belonged to the Episode only by what has just been taken back.
+# A Journal that belonged to the Episode only by what has just been taken back. What it still has may be of
+# another Assignment of the same Episode.
 _UNBIND = """
-    update journal set assignment = null where assignment = ? and not exists (
+    update journal set assignment = (
+        select max(reading.assignment) from reading where reading.journal = journal.journal)
+    where assignment = ? and not exists (
         select 1 from reading
         where reading.journal = journal.journal and reading.assignment = journal.assignment)"""
 

@@ -12,7 +12,7 @@ from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
-from gateway.record import LOST, Record, encode
+from gateway.record import LOST, Lost, Record, decode_body, encode, encode_lost
 from sync_service.arrival import Arrival, Refusal, Said, last_of
 from sync_service.store import count
 
@@ -83,7 +83,9 @@ class _Group:
     def _refuse(self, refusal: Refusal) -> None:
         kit = refusal.kit if self._state(refusal.kit) else ""
         self._counts[kit, refusal.reason] += 1
-        if refusal.quarantine is not None:
+        if (
+            refusal.quarantine is not None and self._state(refusal.kit) == "active"
+        ):  # else nothing is kept (P8)
             self._quarantine(kit, refusal.reason, refusal.quarantine)
 
     def _quarantine(self, kit: str, reason: str, content: bytes) -> None:
@@ -123,7 +125,8 @@ class _Group:
         """Insert what is new, compare what is not."""
         records = new = arrival.records
         stored: dict[int, Record] = {}
-        if min(arrival.spans)[0] <= journal.through:  # sent again: its Ack was lost
+        # Sent again: its Ack was lost. A LOST may begin where a peeked Record stands.
+        if min(arrival.spans)[0] <= journal.through or any(one.type == LOST for one in records):
             stored = self._stored(journal.number, records)
             new = [one for one in records if one.sequence not in stored]
         inserted = self._insert(journal.number, new, arrival.received_ms)
@@ -131,7 +134,9 @@ class _Group:
             stored = self._stored(journal.number, records)
         self._counts[arrival.kit, "records"] += inserted
         self._counts[arrival.kit, "records repeated"] += len(records) - inserted
-        self._counts[arrival.kit, "records lost"] += sum(_width(one) for one in new if one.type == LOST)
+        self._counts[arrival.kit, "records lost"] += sum(
+            self._missing(journal.number, one.sequence, last_of(one)) for one in new if one.type == LOST
+        )
         late = [one.sequence for one in new if one.sequence <= journal.derived_through]
         for one in records if stored else ():
             if one.sequence in stored and self._differs(journal.number, arrival, one, stored[one.sequence]):
@@ -156,12 +161,16 @@ class _Group:
 
     def _differs(self, journal: int, arrival: Arrival, came: Record, stored: Record) -> bool:
         """Settle a sequence that is stored already; return whether its LOST gave way to the real Record."""
-        if came == stored or (came.type == LOST and stored.type != LOST):
+        if came == stored:
             return False
         if stored.type != LOST:
-            self._conflict(journal, arrival, came)
+            settle = self._rest_lost if came.type == LOST else self._conflict
+            settle(journal, arrival, came)
             return False
         if came.type != LOST or _width(came) > _width(stored):
+            if came.type == LOST:
+                grown = self._missing(journal, last_of(stored) + 1, last_of(came))
+                self._counts[arrival.kit, "records lost"] += grown
             replace = (came.type, came.version, came.boot, came.uptime_ms, came.body, arrival.received_ms)
             self._db.execute(_REPLACE, (*replace, journal, came.sequence))
         return bool(came.type != LOST)
@@ -169,6 +178,21 @@ class _Group:
     def _conflict(self, journal: int, arrival: Arrival, came: Record) -> None:
         row = (journal, came.sequence, encode(*came), arrival.received_ms)
         self._counts[arrival.kit, "conflicts"] += self._db.execute(_CONFLICT, row).rowcount
+
+    def _rest_lost(self, journal: int, arrival: Arrival, came: Record) -> None:
+        """A LOST that begins with what is here: what it tells of the rest is kept where that begins (P2)."""
+        first, last = self._beyond(journal, came.sequence) + 1, last_of(came)
+        if first <= last:
+            lost = decode_body(came.type, came.version, came.body)
+            assert isinstance(lost, Lost)
+            body = encode_lost(lost._replace(first=first))
+            self._insert(journal, [came._replace(sequence=first, body=body)], arrival.received_ms)
+            self._counts[arrival.kit, "records lost"] += self._missing(journal, first, last)
+
+    def _missing(self, journal: int, first: int, last: int) -> int:
+        """How many Records from `first` to `last` are not here."""
+        (here,) = self._db.execute(_HERE, (journal, first, last, LOST)).fetchone()
+        return last - first + 1 - int(here)
 
     def _beyond(self, journal: int, through: int) -> int:
         """Move on over what was stored ahead of its place: peeked, or after a gap that is now closed."""
@@ -218,6 +242,7 @@ _STORED = """
 _AHEAD = """
     select type, version, sequence, boot, uptime_ms, body from record
     where journal = ? and sequence > ? order by sequence"""
+_HERE = "select count(*) from record where journal = ? and sequence between ? and ? and type <> ?"
 _REPLACE = """
     update record set type = ?, version = ?, boot = ?, uptime_ms = ?, body = ?, received_ms = ?
     where journal = ? and sequence = ?"""

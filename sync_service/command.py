@@ -20,6 +20,7 @@ from sync_service import assignments, identity, life, outbox, technicians
 from sync_service.app import STATE_FILE, is_running, serve
 from sync_service.assignments import AssignmentError
 from sync_service.config import FILE_NAME, Config, ConfigError, load
+from sync_service.derive import SELF_TEST
 from sync_service.identity import IdentityError
 from sync_service.life import LifeError
 from sync_service.store import StoreError, audit, connect
@@ -227,20 +228,21 @@ _READINGS = """
         reading.latest_ms, reading.quality, coalesce(outbox.state, reading.state) as state, reading.repeat_of,
         reading.possible_repeat, outbox.attempts
     from reading join journal using (journal) left join outbox using (reading)"""
-_HELD = """
+_HELD = f"""
     select reading.reading, journal.kit, reading.sensor, reading.earliest_ms, reading.latest_ms,
         reading.reason
-    from reading join journal using (journal) where reading.state = 'held' order by reading.reading"""
+    from reading join journal using (journal)
+    where reading.state = 'held' and reading.reason <> '{SELF_TEST}' order by reading.reading"""
 _PARKED = """
     select outbox.reading, journal.kit, outbox.attempts, outbox.answer
     from outbox join reading using (reading) join journal using (journal)
     where outbox.state = 'parked' order by outbox.reading"""
 _PARKED_READINGS = "select reading from outbox where state = 'parked'"
-_TOTALS = """
+_TOTALS = f"""
     select (select count(*) from kit where state = 'active') as kits,
         (select count(*) from record) as records,
         (select count(*) from reading) as readings,
-        (select count(*) from reading where state = 'held') as held,
+        (select count(*) from reading where state = 'held' and reason <> '{SELF_TEST}') as held,
         (select count(*) from outbox where state = 'queued') as waiting,
         (select count(*) from outbox where state = 'parked') as parked,
         (select count(*) from outbox where state = 'done') as delivered,

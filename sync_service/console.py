@@ -18,6 +18,7 @@ from gateway.reading import NEVER, Reading, text
 from gateway.record import Frame, decode_body
 from gateway.sensors import decode
 from sync_service.clock import Clock
+from sync_service.derive import SELF_TEST
 from sync_service.store import Store, StoreError
 
 LATEST = 12
@@ -66,12 +67,18 @@ _READING = """
     join record on record.journal = reading.journal and record.sequence = reading.sequence
     left join outbox using (reading)"""
 _LATEST = _READING + " where reading.journal = ? order by reading.sequence desc limit ?"
-_HELD = _READING + " where reading.state = 'held' order by reading.reading desc limit ?"
+# A parked one is shown as that: it is still to be taken back from a patient. A self-test waits for nobody.
+_IS_HELD = f"reading.state = 'held' and reading.reason <> '{SELF_TEST}'"
+_HELD = (
+    _READING
+    + f"""
+    where {_IS_HELD} and coalesce(outbox.state, '') <> 'parked' order by reading.reading desc limit ?"""
+)
 _PARKED = _READING + " where outbox.state = 'parked' order by reading.reading desc limit ?"
-_TOTALS = """
+_TOTALS = f"""
     select (select count(*) from outbox where state = 'queued'),
         (select count(*) from outbox where state = 'parked'),
-        (select count(*) from reading where state = 'held'),
+        (select count(*) from reading where {_IS_HELD}),
         (select coalesce(sum(n), 0) from counter where kit = '' and name = 'delivered'),
         (select count(*) from conflict), (select count(*) from quarantine)"""
 _COUNTERS = "select name, n from counter where kit = ? order by name"
@@ -173,11 +180,17 @@ def _reading(
         "earliest_ms": earliest_ms,
         "latest_ms": latest_ms,
         "quality": quality,
-        "state": delivery if delivery and state == "queued" else state,
+        "state": delivery if delivery and (state == "queued" or delivery == "parked") else state,
         "attempts": attempts or 0,
-        "why": reason if state == "held" else answer if delivery in ("queued", "parked") else None,
+        "why": _why(state, reason, delivery, answer),
         "possible_repeat": bool(possible_repeat),
     }
+
+
+def _why(state: str, reason: str | None, delivery: str | None, answer: str | None) -> str | None:
+    if state == "held" and delivery != "parked":
+        return reason
+    return answer if delivery in ("queued", "parked") else None
 
 
 def _meaning(type: int, version: int, body: bytes) -> tuple[str, list[list[str]], list[str]]:

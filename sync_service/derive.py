@@ -185,7 +185,7 @@ class Deriver:
                 break
         queued += self._store(db, found, now_ms)
         db.executemany("update journal set derived_through = ? where journal = ?", moved)
-        for journal in {one.journal.number: one.journal for one in found}.values():
+        for journal in looked_at:  # also without a Frame: after a restart it would be taken for done
             queued += self._disprove(db, journal, now_ms)
         passed, self._passed = self._passed, []
         for journal, sequence in passed:
@@ -308,15 +308,21 @@ class Deriver:
 class Source:
     """A Sensor as a Journal knows it at some Record."""
 
-    def __init__(self, identity: str, timebase: Timebase, barred: str | None = None) -> None:
+    def __init__(self, identity: str, timebase: Timebase, nobody: str | None = None) -> None:
         self.identity = identity
         self.timeline = SensorTimeline(timebase)
-        self.barred = barred
+        self.bond_changed = False
+        self._nobody = nobody  # why its values are of no Sensor that is known
         self.feature: Feature | None = None  # 0x2A60
         self.stands_still = False  # one timestamp came with two different values
         self.told = False  # that the clock is disproved has been acted upon
         self.read_at = 0  # sequence of the last read of its clock
         self._seen: OrderedDict[tuple[int, tuple[int, ...]], tuple[Value, ...]] = OrderedDict()
+
+    @property
+    def barred(self) -> str | None:
+        """Why no Assignment can release its values; None: it can."""
+        return self._nobody or (BOND_CHANGED if self.bond_changed else None)
 
     @property
     def disproved(self) -> bool:
@@ -464,6 +470,10 @@ class Journal:
             source.barred,
         )
 
+    def is_anchored(self, boot: int) -> bool:
+        """Whether the service has told the time in this boot, and not a server that nobody vouches for."""
+        return bool(self._timebase.is_anchored(boot))
+
     def source_of(self, reference: int) -> Source | None:
         """The Sensor as described so far, None when it is not."""
         return self._sources.get(reference)
@@ -502,7 +512,10 @@ class Journal:
         if source and source.identity.startswith("address:"):
             source.identity = identity
             return source
-        return Source(identity, self._timebase)
+        other = Source(identity, self._timebase)
+        # Who has broken the bond describes itself as it likes, and only then sends.
+        other.bond_changed = source is not None and source.bond_changed
+        return other
 
     def _learn_clock(self, clock: SensorClock, at: Moment) -> None:
         # Empty: the write got no answer. Nobody knows which time the clock has since.
@@ -516,14 +529,12 @@ class Journal:
 
     def _learn_event(self, event: Event, at: Moment) -> None:
         source = self._sources.get(event.sensor)
-        if source is None:
-            return
-        if event.code == record.SENSOR_DRAINED:
+        if event.code == record.BOND_CHANGED:  # its SENSOR may be lost: what follows is barred all the same
+            (source or self._unknown(event.sensor)).bond_changed = True
+        elif source and event.code == record.BOND_MADE:
+            source.bond_changed = False
+        elif source and event.code == record.SENSOR_DRAINED:
             source.timeline.drained(at.boot, at.uptime_ms)
-        if event.code == record.BOND_MADE:
-            source.barred = None
-        elif event.code == record.BOND_CHANGED:
-            source.barred = BOND_CHANGED
 
     def _unknown(self, reference: int) -> Source:
         name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"

@@ -6,7 +6,8 @@ EVENT than the peek holds itself. What may be in it: other Frames, reads of the 
 Frame of the window is derived early only where none of that can make a difference to whose it is, nor make
 its bound false:
 
-    its boot has an ANCHOR in the Store               a time by anchors, which the gap could only narrow
+    its boot has an ANCHOR of the service's in the    a time by anchors, which the gap could only narrow;
+    Store                                             what an SNTP server said, the gap may exclude
     its Sensor is known, and barred by no bond        no SENSOR or bond EVENT of it stands behind the Frame in
                                                       the peek: what was there before it would be hidden
     it has no timestamp of a clock that was set       that makes its key, if the clock is believed; and what
@@ -79,7 +80,6 @@ class _Window:
         self._first = peek.first
         self._journal = _context(db, peek)
         self._rows = list(_rows(db, peek))
-        self._anchored = {boot for (boot,) in db.execute(_ANCHORED, (peek.journal, peek.last))}
         self._described = _newest_descriptions(self._rows)
         self._began = next(row.at for row in self._rows if row.at.sequence >= peek.first)
         self._emptied: set[int] = set()  # Sensors that were empty at a moment in the window
@@ -110,7 +110,9 @@ class _Window:
             return None
         if not is_measurement(frame.characteristic) or frame.flags & record.UUID_INDEX:
             return None
-        if row.at.boot not in self._anchored or self._described.get(frame.sensor, 0) > row.at.sequence:
+        if not self._journal.is_anchored(row.at.boot):
+            return None
+        if self._described.get(frame.sensor, 0) > row.at.sequence:
             return None
         try:
             reading = decode(frame.characteristic, frame.value)
@@ -165,7 +167,6 @@ _PEEKS = """
     left join assignment on assignment.assignment = journal.assignment
     order by peek.journal, peek.last limit ?"""
 _LOOKED_AT = "delete from peek where journal = ? and first = ? and last = ?"
-_ANCHORED = "select distinct boot from record where journal = ? and type = 3 and type <> 1 and sequence <= ?"
 _BEYOND = """
     select record.type, record.version, record.body, reading.reading is not null, record.sequence,
         record.boot, record.uptime_ms

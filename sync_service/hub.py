@@ -136,7 +136,7 @@ class Hub:
         if isinstance(content, Answer):
             return content
         try:
-            return [_held(entry["resource"]) for entry in content.get("entry", ())]
+            return held_in(content, values)
         except (AttributeError, KeyError, TypeError):
             return _no_answer("the searchset has entries without a resource")
 
@@ -352,6 +352,16 @@ def _is_bundle(content: Any, kind: str) -> bool:
     return (
         isinstance(content, dict) and content.get("resourceType") == "Bundle" and content.get("type") == kind
     )
+
+
+def held_in(searchset: Json, values: Sequence[str]) -> list[Held]:
+    """The Observations with one of these identifier values. Raises AttributeError, KeyError, TypeError.
+
+    A server that does not know a search parameter may leave it out and answer with all that it has, and any
+    may add an OperationOutcome (FHIR R4, 3.1.1): what we did not ask for is never to be changed.
+    """
+    found = [entry["resource"] for entry in searchset.get("entry", ())]
+    return [_held(one) for one in found if not set(values).isdisjoint(values_of(one))]
 
 
 def _held(resource: Json) -> Held:

@@ -201,11 +201,18 @@ class Outbox:
         """Amend or retract, one after the other: there are few."""
         answered: list[tuple[Row, Answer]] = []
         for at, row in enumerate(rows):
-            answer = await (self._retract if row.kind == RETRACT else self._amend)(patient, row)
+            answer = await self._correct_one(patient, row)
             if answer.whole and is_transient(answer):
                 return answered + [(left, answer) for left in rows[at:]]  # the Hub is away
             answered.append((row, answer))
         return answered
+
+    async def _correct_one(self, patient: str, row: Row) -> Answer:
+        try:
+            return await (self._retract if row.kind == RETRACT else self._amend)(patient, row)
+        except Exception as error:  # by what the Hub holds under our identifier: this row alone is parked
+            log.error("Reading %d can't be corrected: %s", row.reading, type(error).__name__)
+            return Answer(UNMAPPED, f"this release can't correct it: {type(error).__name__}")
 
     async def _retract(self, patient: str, row: Row) -> Answer:
         values = identifiers(_frame(row).characteristic, row.key.hex())

@@ -8,7 +8,8 @@ A Reading that the Hub has is left alone while what it was told holds: a bound t
 reason to change a clinical record. The rule:
 
     the new bound lies inside the delivered one      nothing
-    it reaches outside, in the same Assignment       the Observations are sent again, amended
+    it reaches outside, in the same Assignment       the Observations are sent again, amended; one that waits
+                                                     still may be there by an answer that was lost
     it lies in another Assignment, or in none        they are retracted from the patient (entered-in-error);
                                                      then the Reading goes to the right one, or is held
 
@@ -77,9 +78,10 @@ class Dated(NamedTuple):
         taken = journal.time_again(self.sensor, self.body, self.sequence, self.boot, self.uptime_ms)
         if taken is None or taken == (self.earliest_ms, self.latest_ms, self.quality):
             return None
-        return None if self.delivery == "done" and self._holds(taken) else taken
+        return None if self.delivery == "done" and self.holds(taken) else taken
 
-    def _holds(self, taken: Time) -> bool:
+    def holds(self, taken: Time) -> bool:
+        """Whether the time that it has had so far is still true."""
         if self.earliest_ms is None or self.latest_ms is None:
             return False
         return bool(
@@ -100,6 +102,8 @@ def redate(db: sqlite3.Connection, journal: Journal, news: News, place: Place, n
     stayed = {one.reading for one, _ in again} - {one.reading for one, _ in moved}
     amended = [(now_ms, one.reading) for one, _ in again if one.reading in stayed and one.delivery == "done"]
     db.executemany(_AMEND, amended)
+    doubtful = [(one.reading,) for one, taken in again if one.reading in stayed and not one.holds(taken)]
+    db.executemany(_LOOK_FIRST, doubtful)
     return len(amended) + _move(db, journal, moved, place, now_ms)
 
 
@@ -144,6 +148,9 @@ _DATE = "update reading set earliest_ms = ?, latest_ms = ?, quality = ? where re
 _AMEND = """
     update outbox set kind = 'amend', state = 'queued', attempts = 0, due_ms = ?, answer = null
     where reading = ?"""
+# Its answer may be lost: a conditional create would find what was sent with the time before, and leave it so.
+_LOOK_FIRST = """
+    update outbox set kind = 'amend' where reading = ? and kind = 'create' and state <> 'done'"""
 _HOLD = "update reading set state = 'held', reason = ?, assignment = null where reading = ?"
 _PLACE = "update reading set state = 'queued', reason = null, assignment = ? where reading = ?"
 # A row that is there retracts it from somebody else first; `outbox.settle` goes on from there.

@@ -18,7 +18,7 @@ from kit_journal import BIRTH_MS, BP, CUFF, DAY, HOUR, MINUTE, OXIMETER, SPOT, K
 from gateway import record
 from hw.virtual.programs import ProgramMissing
 from sync_service import console
-from sync_service.assignments import assign
+from sync_service.assignments import assign, end
 from sync_service.derive import BOND_CHANGED, Deriver
 from sync_service.store import Store, connect, count
 from tests.chromium import Page, browsing
@@ -108,6 +108,23 @@ def test_what_is_refused_or_held_is_listed_with_the_reason(shown: dict[str, Any]
         ("HW-0002", "held", BOND_CHANGED),
         ("HW-0002", "held", "no Assignment of the Kit holds the whole time in which it was taken"),
     ]
+
+
+def test_a_refused_retraction_is_shown_as_that_and_a_self_test_not_at_all(
+    tmp_path: Path,
+) -> None:
+    db = connect(tmp_path / "store.sqlite")
+    kit = _kit(db, 1, said(True), BIRTH_MS - HOUR)
+    kit.frame(OXIMETER, SPOT, spot(97, 71))
+    kit.frame(0, SPOT, spot(98, 72))
+    kit.store(db)
+    Deriver().chunk(db, now_ms=NOW)
+    end(db, kit.kit, BIRTH_MS + 1_000)
+    db.execute("update outbox set state = 'parked', answer = ?", (REFUSED,))
+    shown = console.state(db, NOW)
+    assert [(one["state"], one["why"]) for one in shown["attention"]] == [("parked", REFUSED)]
+    assert (shown["totals"]["held"], shown["totals"]["parked"]) == (1, 1)
+    db.close()
 
 
 def test_totals_count_all_readings(shown: dict[str, Any]) -> None:

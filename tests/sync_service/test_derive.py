@@ -215,6 +215,24 @@ def test_the_disproof_is_known_again_after_a_restart(db: sqlite3.Connection, kit
     assert readings(db, READING)[2] == (3, "queued", 1, None)
 
 
+def test_a_disproof_without_a_frame_is_acted_upon_before_a_restart_forgets_it(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    deriver = Deriver()
+    kit.clock(OXIMETER, record.CLOCK_BEFORE, NOON)
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
+    derived(db, kit, deriver)
+    assert readings(db, "state") == [("queued",), ("repeat",)]
+    kit.uptime_ms += HOUR
+    kit.anchor()
+    kit.clock(OXIMETER, record.CLOCK_BEFORE, NOON)  # it stands still, and nothing is sent
+    derived(db, kit, deriver)
+    kit.frame(OXIMETER, SPOT, spot(93))
+    derived(db, kit, Deriver())
+    assert readings(db, "state") == [("queued",), ("queued",), ("queued",)]
+
+
 def test_a_failed_measurement_goes_to_the_hub_as_what_it_is(db: sqlite3.Connection, kit: KitJournal) -> None:
     kit.frame(CUFF, BP, FAILED_BP)
     derived(db, kit)
@@ -265,6 +283,34 @@ def test_readings_after_a_changed_bond_are_held_until_a_bond_is_made(
     kit.frame(OXIMETER, SPOT, spot(98))
     derived(db, kit)
     assert readings(db, "state, reason") == [("held", BOND_CHANGED), ("queued", None), ("queued", None)]
+
+
+@pytest.mark.parametrize("described_before", [True, False])
+def test_who_has_changed_the_bond_stays_barred_whatever_it_says_of_itself(
+    db: sqlite3.Connection, described_before: bool
+) -> None:
+    features = struct.pack("<HH", SPOT + 2, 0x0040)  # it stores nothing
+    kit = KitJournal()
+    kit.create(db)
+    given(db, kit.kit)
+    kit.anchor()
+    if described_before:
+        kit.sensor(OXIMETER, (record.SERIAL, b"501231"), (record.FEATURE, features))
+    kit.event(record.BOND_CHANGED, OXIMETER)
+    kit.sensor(OXIMETER, (record.SERIAL, b"999999"), (record.FEATURE, features))
+    kit.frame(OXIMETER, SPOT, spot(97))
+    kit.event(record.BOND_MADE, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(98))
+    derived(db, kit)
+    assert readings(db, "state, reason") == [("held", BOND_CHANGED), ("queued", None)]
+
+
+def test_a_bond_makes_no_sensor_known(db: sqlite3.Connection, kit: KitJournal) -> None:
+    kit.frame(7, SPOT, spot(97))
+    kit.event(record.BOND_MADE, 7)
+    kit.frame(7, SPOT, spot(98))
+    derived(db, kit)
+    assert readings(db, "state, reason, barred") == [("held", NO_SENSOR, 1)] * 2
 
 
 def test_a_reading_before_the_assignment_is_held_with_the_reason(db: sqlite3.Connection) -> None:

@@ -149,6 +149,21 @@ def test_a_set_timestamp_waits_for_what_the_gap_says_of_its_clock(outage: Outage
     assert (timed,) in outage.readings()
 
 
+def test_a_time_of_an_sntp_server_waits_for_what_the_gap_says_of_it(outage: Outage) -> None:
+    outage.kit.hint(BIRTH_MS + outage.kit.uptime_ms)  # right, and confirmed by the ANCHOR before it
+    outage.gap_comes()
+    outage.through = outage.kit.sequence
+    outage.later()
+    outage.kit.hint(BIRTH_MS + 9 * HOUR)  # not right any more, and in the gap
+    outage.kit.boot, outage.kit.uptime_ms = 2, HOUR
+    outage.begin_window()
+    outage.kit.hint(BIRTH_MS + 12 * HOUR)
+    outage.later()
+    outage.kit.frame(OXIMETER, SPOT, spot(97))
+    outage.peek()
+    assert outage.readings() == []
+
+
 def test_a_value_that_may_have_come_before_the_window_as_well_waits(outage: Outage) -> None:
     """An oximeter that stores nothing holds a value for a minute: its first try may be in the gap."""
     outage.begin_window()

@@ -12,6 +12,7 @@ from hub_server import HubServer, serve_hub
 from gateway.reading import Reading
 from gateway.sensors import decode
 from hw.virtual.hub_validation import check_rules, model_check
+from sync_service.codes import READING_ID
 from sync_service.hub import (
     DIAGNOSTICS_CHARS,
     Hub,
@@ -19,6 +20,7 @@ from sync_service.hub import (
     _retry_after_ms,
     entry_answers,
     gateway_device,
+    held_in,
     sensor_device,
 )
 from sync_service.observation import About, entries
@@ -185,6 +187,15 @@ def test_an_entry_without_a_status_is_no_answer_for_that_entry(entry: Any) -> No
 )
 def test_retry_after_is_seconds_or_a_date(text: str, wait_ms: int | None) -> None:
     assert _retry_after_ms(text, datetime(2026, 7, 10, 12, tzinfo=UTC)) == wait_ms
+
+
+def test_what_we_did_not_ask_for_is_not_ours_to_change() -> None:
+    """A server may leave out a search parameter, and add an OperationOutcome."""
+    mine = {"id": "1", "identifier": [{"system": READING_ID, "value": "key-spo2"}]}
+    theirs = {"id": "2", "identifier": [{"system": "urn:other", "value": "key-spo2"}]}
+    outcome = {"resourceType": "OperationOutcome", "issue": []}
+    searchset = {"entry": [{"resource": one} for one in (theirs, mine, {"id": "3"}, outcome)]}
+    assert [held.key for held in held_in(searchset, ["key-spo2", "key-pulse_rate"])] == ["1"]
 
 
 def test_diagnostics_say_why_but_not_who() -> None:

@@ -12,7 +12,7 @@ import pytest
 from wire import JOURNAL, NONCE, UPTIME_MS, batch, broken, frame, frames, lost
 
 from gateway.message import Ack, decode_ack
-from gateway.record import LOST, NO_OFFSET, encode
+from gateway.record import LOST, NO_OFFSET, decode_body, encode
 from sync_service import batches, ingest, store
 from sync_service.batches import QUARANTINED_PER_KIT
 from sync_service.ingest import GROUP_LIMIT, QUEUE_LIMIT, Ingest, offset_min
@@ -199,6 +199,19 @@ async def test_the_longer_of_two_losts_wins_and_neither_conflicts(kits: Kits) ->
     assert await kits.rows("select * from conflict") == []
 
 
+async def test_a_lost_that_begins_where_a_record_is_stored_is_kept_for_the_rest(kits: Kits) -> None:
+    """The Ack of that Record was lost, then it rotted in the Kit; or it was peeked."""
+    await kits.send(batch(frames(1, 3), first=1))
+    await kits.send(batch(frames(6, 6), first=6, peek=True))
+    for last in (8, 8, 9):
+        ack = await kits.send(batch([lost(3, last)], first=3, acked_through=2))
+        assert ack is not None and ack.through == last
+    rows = await kits.rows("select type, version, sequence, boot, uptime_ms, body from record where type = 6")
+    assert [decode_body(*row[:2], row[5])[:2] for row in rows] == [(4, 8), (9, 9)]
+    assert (await kits.counters())["records lost"] == 5
+    assert await kits.rows("select * from conflict") == []
+
+
 async def test_a_real_record_beats_lost_and_is_derived_after_all(kits: Kits) -> None:
     await kits.send(batch([*frames(1, 2), lost(3, 4), frame(5)], first=1))
     await kits.store.write(lambda db: db.execute("update journal set derived_through = 5").rowcount)
@@ -292,6 +305,14 @@ async def test_a_revoked_kit_stores_nothing(kits: Kits) -> None:
     assert await kits.send(batch([frame(1)], first=1), REVOKED) is None
     assert await kits.sequences() == []
     assert await kits.counters(REVOKED) == {"Kit revoked": 1}
+
+
+@pytest.mark.parametrize("kit", [REVOKED, "HW-0404"])
+async def test_of_a_kit_that_is_not_heard_nothing_is_quarantined_either(kits: Kits, kit: str) -> None:
+    later = b"\x02" + batch()[1:-4]
+    later += struct.pack("<I", binascii.crc32(later))
+    assert await kits.send(later, kit) is None
+    assert await kits.rows("select * from quarantine") == []
 
 
 async def test_a_revocation_acts_from_the_next_batch_on(kits: Kits) -> None:

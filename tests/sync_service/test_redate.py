@@ -7,9 +7,11 @@ from kit_journal import BIRTH_MS, BP, CUFF, DAY, HOUR, MINUTE, OXIMETER, SPOT, K
 from ward import NOW, Ward
 
 from gateway import record
-from sync_service.assignments import assign, end
+from sync_service.assignments import assign, end, episode_of_journal, take_back, unbind
+from sync_service.codes import READING_ID
 from sync_service.derive import Deriver
-from sync_service.outbox import claim, settle
+from sync_service.outbox import claim, replay, settle
+from sync_service.redate import MOVED
 
 # aiohttp warns the development Hub of a key that is a plain string.
 pytestmark = pytest.mark.filterwarnings("ignore::aiohttp.web.NotAppKeyWarning")
@@ -288,6 +290,21 @@ async def test_a_hub_that_does_not_update_has_the_correction_parked(ward: Ward) 
     assert (kind, state) == ("amend", "parked") and answer.startswith("405")
 
 
+async def test_what_cannot_be_corrected_is_parked_alone(ward: Ward) -> None:
+    """Somebody has added to it what we can't take back, and who waits behind it must not suffer for that."""
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    found = await observed(ward)
+    odd = found["identifier"] + [{"system": READING_ID}]
+    await ward.server.put(found | {"identifier": odd, "meta": {}, "status": "amended"})
+    other = await given_on(ward, BIRTH_MS - MINUTE)
+    kit.frame(OXIMETER, SPOT, spot(93))
+    await ward.settled()
+    assert await ward.rows("kind, state") == [("retract", "parked"), ("create", "done")]
+    assert (await observed(ward, patient=other))["valueQuantity"]["value"] == 93
+
+
 async def test_an_amendment_makes_what_the_hub_has_lost(ward: Ward) -> None:
     kit = await ward.kit(KIT)
     kit.frame(OXIMETER, SPOT, spot())
@@ -323,6 +340,47 @@ async def test_a_bound_that_breaks_while_it_is_under_way_is_amended_after_it(war
         await ward.until(ward.queued)
     found = await ward.server.held(code=SPO2)
     assert [one["status"] for one in found] == ["amended", "amended"]
+
+
+@pytest.mark.parametrize("state", ["queued", "parked"])
+async def test_what_was_sent_without_an_answer_gets_the_time_that_is_known_by_now(
+    ward: Ward, state: str
+) -> None:
+    """A conditional create alone would find it, and leave it as it is."""
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    before = await observed(ward)
+    await ward.store.write(lambda db: db.execute("update outbox set state = ?", (state,)) and None)
+    await lie(ward, kit)
+    await ward.store.write(lambda db: replay(db, [1], NOW) and None)
+    await ward.settled()
+    after = await observed(ward)
+    assert after["effectiveDateTime"] > before["effectiveDateTime"]
+    assert after["status"] == "amended"
+
+
+async def test_a_journal_keeps_its_episode_while_another_assignment_of_it_holds_a_reading(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    await ward.store.write(lambda db: end(db, KIT, BIRTH_MS + 2 * HOUR))
+    again_ms = BIRTH_MS + 3 * HOUR
+    await ward.store.write(
+        lambda db: assign(db, KIT, KIT, "Patient/1", again_ms, now_ms=NOW, max_bracket_ms=DAY)
+    )
+    kit.boot, kit.uptime_ms = 2, 0
+    kit.anchor(BIRTH_MS + 4 * HOUR)
+    kit.uptime_ms += MINUTE
+    kit.frame(OXIMETER, SPOT, spot(93))
+    await ward.taken()
+    assert [(state, assignment) for *_, state, assignment in await times(ward)] == [
+        ("queued", 1),
+        ("queued", 2),
+    ]
+    await ward.store.write(lambda db: take_back(db, [1], MOVED))
+    await ward.store.write(lambda db: unbind(db, 1))
+    assert await ward.store.read(lambda db: episode_of_journal(db, kit.number)) == KIT
 
 
 async def test_only_times_that_the_news_can_concern_are_dated_again(ward: Ward) -> None:
