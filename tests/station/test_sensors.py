@@ -106,7 +106,7 @@ def radio_of(adapter: BumbleAdapter, find_s: float = 10.0) -> Radio:
 @pytest.fixture
 def here(tmp_path: Path) -> bench.Bench:
     """A bench without a running service: to look at Sensors takes none."""
-    _, folder = set_up(tmp_path)
+    _, folder = set_up(tmp_path, "http://127.0.0.1:1/fhir")
     return bench.load(folder)
 
 
