@@ -56,6 +56,7 @@ MAX_BRACKET_MS = 43_200_000
 
 BOND_CHANGED = "the bond with the Sensor has changed: it may be another one"
 NO_SENSOR = "the Sensor's description is missing"
+NOT_EMPTIED = "the Sensor could not be emptied at the bench: this may be its last patient's"
 SELF_TEST = "a self-test of the bench: no Sensor has measured it"
 
 
@@ -199,8 +200,9 @@ class Deriver:
         return redate(db, journal, news, partial(_Placer(db, self._max_bracket_ms).place, journal), now_ms)
 
     def _with_work(self, db: sqlite3.Connection) -> "Iterable[Journal]":
+        marked = not_emptied(db)
         for row in db.execute(_WITH_WORK).fetchall():
-            number, through, cursor, kit, journal_id, floor_ms, episode, ended_ms = row
+            number, through, cursor, kit, journal_id, floor_ms, created_ms, episode, ended_ms = row
             if self._stopped.get(number) == (through, ended_ms):
                 continue
             journal = self._journals.get(number)
@@ -208,7 +210,9 @@ class Deriver:
                 if len(self._journals) >= CONTEXTS:
                     self._journals.clear()
                 journal = self._journals[number] = Journal(number, cursor, kit, journal_id, floor_ms)
+                journal.mark(marked, created_ms)
                 journal.rebuild(db)
+            journal.mark(marked, created_ms)
             journal.through, journal.episode, journal.ended_ms = through, episode, ended_ms
             yield journal
 
@@ -359,6 +363,19 @@ class Journal:
         self._items: dict[
             tuple[int, bytes], dict[int, bytes]
         ] = {}  # all that each address has said about itself
+        self._marked: set[bytes] = set()  # addresses of Sensors that could not be emptied before
+        self._full: set[int] = set()  # references of those that have not been empty here yet
+
+    def mark(self, marked: dict[bytes, tuple[str, int]], created_ms: int) -> None:
+        """Take the bench's marks (`not_emptied`), but not what is newer than this Journal of the same Kit.
+
+        There the Sensor is still with the patient that it came back from.
+        """
+        self._marked = {
+            address
+            for address, (kit, since_ms) in marked.items()
+            if kit != self.kit or since_ms <= created_ms
+        }
 
     def rebuild(self, db: sqlite3.Connection) -> None:
         """Learn again what the Records up to the cursor say."""
@@ -467,7 +484,7 @@ class Journal:
             reading.kind == CONTINUOUS,
             reading.trust,
             taken,
-            source.barred,
+            source.barred or self._why_barred(source, frame),
         )
 
     def is_anchored(self, boot: int) -> bool:
@@ -493,7 +510,14 @@ class Journal:
         stores = can_store(frame.characteristic, source.feature)
         return source.timeline.time_of(reading, at.boot, at.uptime_ms, can_store=stores)
 
+    def _why_barred(self, source: Source, frame: Frame) -> str | None:
+        """A Sensor that was full when it came sends its last patient's values first, until it is empty."""
+        is_full = frame.sensor in self._full and can_store(frame.characteristic, source.feature)
+        return NOT_EMPTIED if is_full else None
+
     def _learn_sensor(self, sensor: Sensor) -> None:
+        if sensor.address in self._marked and (sensor.sensor, sensor.address) not in self._items:
+            self._full.add(sensor.sensor)
         # A session that could not ask again sends less: what the address has once said of itself stays.
         items = self._items.setdefault((sensor.sensor, sensor.address), {})
         items.update((tag, value) for tag, value in sensor.items if tag != record.FEATURE)
@@ -535,6 +559,7 @@ class Journal:
             source.bond_changed = False
         elif source and event.code == record.SENSOR_DRAINED:
             source.timeline.drained(at.boot, at.uptime_ms)
+            self._full.discard(event.sensor)
 
     def _unknown(self, reference: int) -> Source:
         name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"
@@ -561,6 +586,12 @@ def _reading(frame: Frame) -> Reading:
     reading = decode(frame.characteristic, frame.value)
     assert isinstance(reading, Reading)
     return reading
+
+
+def not_emptied(db: sqlite3.Connection) -> dict[bytes, tuple[str, int]]:
+    """Address of each Sensor that could not be emptied: the Kit that it came back with, and since when."""
+    rows = db.execute("select sensor, kit, since_ms from not_emptied").fetchall()
+    return {bytes.fromhex(sensor.replace(":", "")): (kit, since_ms) for sensor, kit, since_ms in rows}
 
 
 # --- Keys ---------------------------------------------------------------------------------------------------
@@ -687,7 +718,7 @@ def _quarantine(
 # younger than the begin of the Kit's next Journal: a Batch tells its uptime, give or take 100 ppm.
 _WITH_WORK = """
     select journal.journal, journal.through, journal.derived_through, journal.kit, journal.journal_id,
-        kit.created_ms, assignment.episode, (
+        kit.created_ms, journal.created_ms, assignment.episode, (
             select min(received_ms - uptime_ms + uptime_ms / 10000 + 1)
             from journal as later join receipt on receipt.journal = later.journal
             where later.kit = journal.kit and later.journal > journal.journal)

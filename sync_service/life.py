@@ -56,7 +56,8 @@ _NEXT = {
     LOST: "receive it first",
     RETIRED: "take another Kit",
 }
-MARKS = ("bonded", "emptied", "cannot be emptied")
+EMPTIED, NOT_EMPTIED = "emptied", "cannot be emptied"
+MARKS = ("bonded", EMPTIED, NOT_EMPTIED)
 DAY_MS = 86_400_000
 MAX_BATCH = 100
 """Kits made at once: a day's work of a bench."""
@@ -207,11 +208,18 @@ def holds_frame(db: sqlite3.Connection, kit: str, journal_id: bytes, sequence: i
 def mark(
     db: sqlite3.Connection, kit: str, sensor: str, word: str, note: str, *, who: str, now_ms: int
 ) -> None:
-    """What the bench has done with a Sensor of the Kit. Raises LifeError."""
+    """What the bench has done with a Sensor of the Kit. Raises LifeError.
+
+    One that could not be emptied stays so when it is bonded: derivation holds its first session.
+    """
     of(db, kit)
     if word not in MARKS:
         raise LifeError(f"a Sensor is marked {', '.join(MARKS)}; not {word!r}")
     db.execute(_MARK, (kit, sensor, word, note, now_ms, who))
+    if word == NOT_EMPTIED:
+        db.execute("insert or replace into not_emptied values (?, ?, ?)", (sensor, kit, now_ms))
+    elif word == EMPTIED:
+        db.execute("delete from not_emptied where sensor = ?", (sensor,))
     audit(db, now_ms, who, "sensor mark", f"{sensor} {word} {note}".strip(), kit)
 
 

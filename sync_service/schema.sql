@@ -180,6 +180,13 @@ create table if not exists sensor_mark (
     primary key (kit, sensor)
 ) without rowid;
 
+-- A Sensor that nobody could empty: what it still holds is its last patient's (derive.py). Until it is emptied.
+create table if not exists not_emptied (
+    sensor    text primary key,             -- address as on the air
+    kit       text not null references kit, -- that it came back with
+    since_ms  integer not null
+) without rowid;
+
 -- The receipt of each wipe: the proof that nothing of the last patient is on the Kit.
 create table if not exists wipe (
     id       integer primary key,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MIGRATIONS = {
     1: (  # a Kit's life at the bench, and whom an entry of the audit log concerns; kinds of delivery
         "alter table kit add column life text not null default 'provisioned'",
@@ -41,6 +41,7 @@ MIGRATIONS = {
         "alter table outbox add column kind text not null default 'create'",
         "drop index if exists reading_content",
     ),
+    2: (),  # not_emptied is new altogether
 }
 """What turns a Store of this version into one of the next, before the schema adds what is new altogether."""
 BUSY_TIMEOUT_MS = 5_000

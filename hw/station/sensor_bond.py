@@ -63,7 +63,10 @@ async def bond(
     row = next((one for one in folder.sensors if address_of(one) == address), None)
     bonded = await asyncio.to_thread(_seen, service, kit, address)
     if row is None or bonded is None:
-        row = await _at_the_bench(radio, address, report, zone)
+        row, values = await _at_the_bench(radio, address, report, zone)
+        note = f"values taken and not kept: {values}"
+        body = {"sensor": address, "mark": "emptied", "note": note}
+        await asyncio.to_thread(service.post, kit, "sensors", body)
         _write(here, kit, row)
     else:
         report.say(f"Kit {kit} has bonded it already: only that is proved")
@@ -111,7 +114,10 @@ def _may_be_bonded(here: Bench, service: Service, kit: str, address: str) -> Kit
 # --- 1. At the bench ----------------------------------------------------------------------------------------
 
 
-async def _at_the_bench(radio: Radio, address: str, report: Report, zone: ZoneInfo | None) -> dict[str, Any]:
+async def _at_the_bench(
+    radio: Radio, address: str, report: Report, zone: ZoneInfo | None
+) -> tuple[dict[str, Any], int]:
+    """Bond, empty, set, and prove it; return its row of the list, and how many values it still held."""
     report.say(f"put {address} into pairing mode ...")
     await radio.forget(address)
     heard = await radio.find(address)
@@ -132,7 +138,7 @@ async def _at_the_bench(radio: Radio, address: str, report: Report, zone: ZoneIn
     if again.kept_back or not again.drained or _serial(again) != _serial(first):
         raise StationError(f"{address} does not serve after it was switched off: take another Sensor")
     report.say("the bond has lasted; the bench's own is removed")
-    return _row(address, heard, first)
+    return _row(address, heard, first), first.values
 
 
 def _check_first(address: str, found: Found, report: Report) -> None:
@@ -144,7 +150,7 @@ def _check_first(address: str, found: Found, report: Report) -> None:
             f"`homeward-station sensors empty {address}`"
         )
     if found.values:
-        report.say(f"{found.values} values that it still held were taken from it and not kept")
+        report.say(f"values that it still held, taken from it and not kept: {found.values}")
     before, after = (sensor_check.clock(found, kind) for kind in (CLOCK_BEFORE, CLOCK_AFTER))
     if before["state"] == sensor_check.NO_CLOCK:
         report.say("it has no clock: each value has the time of its coming")

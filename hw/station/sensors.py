@@ -217,12 +217,12 @@ async def empty(
         await radio.forget(address)
     problem = not_empty(found)
     word = NOT_EMPTIED if problem else EMPTIED
-    note = problem or f"{found.values} values taken and not kept"
+    note = problem or f"values taken and not kept: {found.values}"
     await asyncio.to_thread(mark, here, service, kit, address, word, note)
     value = {"sensor": address, "kit": kit, "mark": word, "values": found.values}
     report.result(
         value,
-        f"{address} is empty ({found.values} values taken and not kept); if it has a reset, do that now: "
+        f"{address} is empty (values taken and not kept: {found.values}); if it has a reset, do that now: "
         "it still holds the old Gateway's key",
     )
     if problem:

@@ -101,8 +101,8 @@ class _Request:
 class Oximeter(Sensor):
     """
     Options: `storage` (RACP; needs a clock and timestamps), `timestamps`, `status` (the status words are
-    supported), `amplitude` (pulse amplitude index), `refuses` (RACP op codes it does not know: 1 report, 2
-    delete). Oximeter.simple() has none of them and no clock.
+    supported), `amplitude` (pulse amplitude index), `refuses` (RACP op codes that it does not know: 1 report,
+    2 delete). Oximeter.simple() has none of them and no clock.
     """
 
     service = PULSE_OXIMETER

@@ -106,7 +106,7 @@ def radio_of(adapter: BumbleAdapter, find_s: float = 10.0) -> Radio:
 @pytest.fixture
 def here(tmp_path: Path) -> bench.Bench:
     """A bench without a running service: to look at Sensors takes none."""
-    _, folder = set_up(tmp_path)
+    _, folder = set_up(tmp_path, "http://127.0.0.1:1/fhir")
     return bench.load(folder)
 
 
@@ -297,12 +297,14 @@ async def test_a_bond_is_proved_by_off_and_on_and_the_clock_is_the_homes(
             "proved": False,
         }
         assert listed(shop) == (row,)
-        assert "1 values that it still held were taken from it and not kept" in heard.lines
+        assert "values that it still held, taken from it and not kept: 1" in heard.lines
         assert sensor.clock is not None and sensor.clock.is_set
         assert abs((sensor.clock.read() or datetime.min) - local()) < timedelta(seconds=5)
         assert adapter.bonds.peers == []  # the Gateway is to be its only owner
         # On the list, but not proved by the Kit: `ship` does not call it bonded.
-        assert shop.rows("select count(*) from sensor_mark") == [(0,)]
+        assert shop.rows("select mark, note from sensor_mark") == [
+            ("emptied", "values taken and not kept: 1")
+        ]
         await sensor.power_off()
         await sensor.power_on()
         with pytest.raises(StationError, match=f"is on the list of Kit {KIT}: run"):

@@ -11,9 +11,16 @@ import pytest
 from kit_journal import BIRTH_MS, BP, CONTINUOUS, CUFF, DAY, HOUR, MINUTE, OXIMETER, SPOT, KitJournal, spot
 
 from gateway import record
-from sync_service import derive
+from sync_service import derive, life
 from sync_service.assignments import assign
-from sync_service.derive import BOND_CHANGED, NO_SENSOR, Deriver, content_of, sensor_identity
+from sync_service.derive import (
+    BOND_CHANGED,
+    NO_SENSOR,
+    NOT_EMPTIED,
+    Deriver,
+    content_of,
+    sensor_identity,
+)
 from sync_service.store import Store, connect
 
 NOW = BIRTH_MS + 30 * DAY
@@ -311,6 +318,90 @@ def test_a_bond_makes_no_sensor_known(db: sqlite3.Connection, kit: KitJournal) -
     kit.frame(7, SPOT, spot(98))
     derived(db, kit)
     assert readings(db, "state, reason, barred") == [("held", NO_SENSOR, 1)] * 2
+
+
+MARKED = "C0:FF:EE:00:00:02"
+"""The cuff's address (kit_journal.py)."""
+
+
+def marked(db: sqlite3.Connection, word: str, at_ms: int, kit: str = "HW-0009") -> None:
+    """What the bench has said of the cuff, that came back with this Kit."""
+    db.execute(
+        "insert into kit (kit, state, created_ms) values (?, 'active', 1) on conflict do nothing", (kit,)
+    )
+    life.mark(db, kit, MARKED, word, "", who="bench/ann", now_ms=at_ms)
+
+
+def first_session(kit: KitJournal) -> None:
+    """The Sensors come to a Kit; each sends what it holds, is empty, and measures once more."""
+    kit.anchor()
+    features = struct.pack("<HH", SPOT + 2, 0x0040)
+    kit.sensor(OXIMETER, (record.SERIAL, b"501231"), (record.FEATURE, features))
+    kit.sensor(CUFF, (record.SERIAL, b"518071"))
+    for value in (GOOD_BP, FAILED_BP):
+        kit.frame(CUFF, BP, value)
+    kit.frame(OXIMETER, SPOT, spot(97))
+    kit.event(record.SENSOR_DRAINED, CUFF)
+    kit.uptime_ms += MINUTE
+    kit.frame(CUFF, BP, bytes.fromhex("04790051006100" + "4800"))
+
+
+@pytest.fixture
+def new_kit(db: sqlite3.Connection) -> KitJournal:
+    kit = KitJournal()
+    kit.create(db)
+    given(db, kit.kit)
+    return kit
+
+
+def test_the_first_session_of_a_sensor_that_was_not_emptied_is_held(
+    db: sqlite3.Connection, new_kit: KitJournal
+) -> None:
+    marked(db, "cannot be emptied", BIRTH_MS - DAY)
+    marked(db, "bonded", BIRTH_MS - HOUR)  # which empties nothing
+    first_session(new_kit)
+    derived(db, new_kit)
+    assert readings(db, "state, reason, barred") == [
+        ("held", NOT_EMPTIED, 1),
+        ("held", NOT_EMPTIED, 1),
+        ("queued", None, 0),  # another Sensor
+        ("queued", None, 0),  # measured after it was empty
+    ]
+    given_again = db.execute("select count(*) from outbox").fetchone()
+    assert given_again == (2,)
+
+
+def test_a_restart_in_the_first_session_goes_on_holding(db: sqlite3.Connection, new_kit: KitJournal) -> None:
+    marked(db, "cannot be emptied", BIRTH_MS - DAY)
+    new_kit.anchor()
+    new_kit.sensor(CUFF, (record.SERIAL, b"518071"))
+    derived(db, new_kit, Deriver())
+    new_kit.frame(CUFF, BP, GOOD_BP)
+    derived(db, new_kit, Deriver())
+    new_kit.event(record.SENSOR_DRAINED, CUFF)
+    derived(db, new_kit, Deriver())
+    new_kit.sensor(CUFF, (record.SERIAL, b"518071"))
+    new_kit.uptime_ms += MINUTE
+    new_kit.frame(CUFF, BP, bytes.fromhex("04790051006100" + "4800"))
+    derived(db, new_kit, Deriver())
+    assert readings(db, "state") == [("held",), ("queued",)]
+
+
+def test_a_sensor_that_was_emptied_after_all_is_believed(db: sqlite3.Connection, new_kit: KitJournal) -> None:
+    marked(db, "cannot be emptied", BIRTH_MS - DAY)
+    marked(db, "emptied", BIRTH_MS - HOUR)
+    first_session(new_kit)
+    derived(db, new_kit)
+    assert {barred for (barred,) in readings(db, "barred")} == {0}
+
+
+def test_what_the_kit_still_sends_of_the_patient_it_came_back_from_is_not_held(
+    db: sqlite3.Connection, new_kit: KitJournal
+) -> None:
+    marked(db, "cannot be emptied", BIRTH_MS + DAY, new_kit.kit)
+    first_session(new_kit)
+    derived(db, new_kit)
+    assert {barred for (barred,) in readings(db, "barred")} == {0}
 
 
 def test_a_reading_before_the_assignment_is_held_with_the_reason(db: sqlite3.Connection) -> None:
