@@ -131,6 +131,7 @@ class Outbox:
     async def run(self) -> None:
         """Deliver until cancelled. What is under way then stays queued and is repeated at the next start."""
         self._before = await self._store.read(_newest)
+        self.breaker = Breaker(self._random)  # the one before may wait for a probe that was cut off
         async with asyncio.TaskGroup() as deliveries:
             while True:
                 self._wake.clear()
