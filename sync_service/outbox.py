@@ -389,9 +389,10 @@ _TIMES = "select reading, earliest_ms, latest_ms from reading where reading in (
 _AMEND = f"""
     update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?
     where reading = ? and state = 'done'"""
-# Retracted: now it can go to whom it belongs to, if that is known.
+# Retracted: now it can go to whom it belongs to, if that is known. That may be whom it was with: then it is
+# there still, perhaps with another time.
 _RELEASE = f"""
-    update outbox set kind = '{CREATE}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
+    update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
         done_ms = null, patient = (
             select assignment.patient from reading join assignment using (assignment)
             where reading.reading = outbox.reading)
