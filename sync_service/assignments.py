@@ -119,7 +119,7 @@ def assign(
 _TO_WITHDRAW = """
     select reading.reading, outbox.state from reading join outbox using (reading)
     where reading.assignment = ? and reading.latest_ms >= ?"""
-_TAKE_BACK = "update reading set state = 'held', reason = ?, assignment = null where reading = ?"
+_HOLD = "update reading set state = 'held', reason = ?, assignment = null where reading = ?"
 # Due before anything else of this patient.
 _RETRACT = """
     update outbox set kind = 'retract', state = 'queued', attempts = 0, due_ms = 0, answer = null
@@ -158,8 +158,14 @@ def take_back(db: sqlite3.Connection, readings: Sequence[int], reason: str) -> N
 
     Also those that the Hub has not confirmed: an answer may be lost, a Bundle under way.
     """
-    db.executemany(_TAKE_BACK, [(reason, reading) for reading in readings])
+    for reading in readings:
+        hold(db, reading, reason)
     db.executemany(_RETRACT, [(reading,) for reading in readings])
+
+
+def hold(db: sqlite3.Connection, reading: int, reason: str) -> None:
+    """It is nobody's for now."""
+    db.execute(_HOLD, (reason, reading))
 
 
 def unbind(db: sqlite3.Connection, assignment: int) -> None:
@@ -172,6 +178,7 @@ _HELD = """
     from reading join journal using (journal)
     where reading.state = 'held' and reading.barred = 0 and journal.kit = ?
     order by reading.reading"""
+_GIVE = "update reading set state = 'queued', reason = null, assignment = ? where reading = ?"
 # A row that is there retracts it from another patient first; `outbox.settle` goes on from there.
 _QUEUE = """
     insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?) on conflict do nothing"""
@@ -188,8 +195,12 @@ def place_held(db: sqlite3.Connection, kit: str, *, now_ms: int, max_bracket_ms:
             db.execute("update reading set reason = ? where reading = ?", (found, reading))
             continue
         bind(db, journal, found.assignment)
-        update = "update reading set state = 'queued', reason = null, assignment = ? where reading = ?"
-        db.execute(update, (found.assignment, reading))
-        db.execute(_QUEUE, (reading, found.patient, now_ms))
+        give(db, reading, found, now_ms)
         queued += 1
     return queued
+
+
+def give(db: sqlite3.Connection, reading: int, to: Assignment, now_ms: int) -> int:
+    """A Reading that was held belongs there; return how many rows the Outbox got: 1, or 0 for one it had."""
+    db.execute(_GIVE, (to.assignment, reading))
+    return db.execute(_QUEUE, (reading, to.patient, now_ms)).rowcount

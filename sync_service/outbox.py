@@ -131,6 +131,7 @@ class Outbox:
     async def run(self) -> None:
         """Deliver until cancelled. What is under way then stays queued and is repeated at the next start."""
         self._before = await self._store.read(_newest)
+        self.breaker = Breaker(self._random)  # the one before may wait for a probe that was cut off
         async with asyncio.TaskGroup() as deliveries:
             while True:
                 self._wake.clear()
@@ -388,9 +389,10 @@ _TIMES = "select reading, earliest_ms, latest_ms from reading where reading in (
 _AMEND = f"""
     update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?
     where reading = ? and state = 'done'"""
-# Retracted: now it can go to whom it belongs to, if that is known.
+# Retracted: now it can go to whom it belongs to, if that is known. That may be whom it was with: then it is
+# there still, perhaps with another time.
 _RELEASE = f"""
-    update outbox set kind = '{CREATE}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
+    update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
         done_ms = null, patient = (
             select assignment.patient from reading join assignment using (assignment)
             where reading.reading = outbox.reading)

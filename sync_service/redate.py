@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from gateway.timebase import Time
-from sync_service.assignments import Assignment, episode_of_journal, take_back, unbind
+from sync_service.assignments import Assignment, episode_of_journal, give, hold, take_back, unbind
 from sync_service.store import count
 
 ROUNDING_MS = 50
@@ -126,10 +126,9 @@ def _move(
     for one, taken in moved:
         placed = place(taken)
         if isinstance(placed, str):
-            db.execute(_HOLD, (placed, one.reading))
+            hold(db, one.reading, placed)
         else:
-            db.execute(_PLACE, (placed.assignment, one.reading))
-            queued += db.execute(_QUEUE, (one.reading, placed.patient, now_ms)).rowcount
+            queued += give(db, one.reading, placed, now_ms)
     return queued
 
 
@@ -151,9 +150,3 @@ _AMEND = """
 # Its answer may be lost: a conditional create would find what was sent with the time before, and leave it so.
 _LOOK_FIRST = """
     update outbox set kind = 'amend' where reading = ? and kind = 'create' and state <> 'done'"""
-_HOLD = "update reading set state = 'held', reason = ?, assignment = null where reading = ?"
-_PLACE = "update reading set state = 'queued', reason = null, assignment = ? where reading = ?"
-# A row that is there retracts it from somebody else first; `outbox.settle` goes on from there.
-_QUEUE = """
-    insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)
-    on conflict do nothing"""

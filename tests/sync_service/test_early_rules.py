@@ -155,10 +155,9 @@ def test_a_time_of_an_sntp_server_waits_for_what_the_gap_says_of_it(outage: Outa
     outage.through = outage.kit.sequence
     outage.later()
     outage.kit.hint(BIRTH_MS + 9 * HOUR)  # not right any more, and in the gap
-    outage.kit.boot, outage.kit.uptime_ms = 2, HOUR
     outage.begin_window()
+    outage.kit.boot, outage.kit.uptime_ms = 2, HOUR
     outage.kit.hint(BIRTH_MS + 12 * HOUR)
-    outage.later()
     outage.kit.frame(OXIMETER, SPOT, spot(97))
     outage.peek()
     assert outage.readings() == []

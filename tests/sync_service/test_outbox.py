@@ -1,5 +1,6 @@
 """Delivery to a real Hub that misbehaves: all arrives, once, and nobody waits for a poisoned neighbour."""
 
+import asyncio
 import sqlite3
 from functools import partial
 from pathlib import Path
@@ -310,6 +311,24 @@ async def test_a_hub_that_is_down_is_left_alone_and_caught_up_with(
     assert "the Hub is left alone" in caplog.text and not running.breaker.is_open
     assert len(await ward.at_hub()) == 240
     assert await ward.counter("hub failed") == 6
+
+
+async def test_a_probe_that_was_cut_off_is_not_waited_for_when_the_outbox_begins_anew(ward: Ward) -> None:
+    kit = await ward.kit("HW-0001")
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    async with ward.delivering() as running:
+        await ward.until(ward.queued)
+        kit.frame(OXIMETER, SPOT, spot(93))
+        await ward.server.fault("close_before_commit", method="POST", times=3)
+        await ward.server.fault("hang", method="POST")
+        await ward.taken()
+        ward.wake.set()
+        await ward.until(ward.server.faults_left)  # the probe is under way, and without an answer
+        assert running.breaker.is_open
+    again = asyncio.create_task(running.run())  # as the service does after a fault of ours
+    await ward.until(ward.queued)
+    again.cancel()
 
 
 async def test_a_reading_withdrawn_while_it_is_under_way_is_counted(ward: Ward) -> None:

@@ -156,7 +156,7 @@ async def test_what_was_delivered_to_the_wrong_patient_goes_to_the_right_one(war
     wrong, right = await observed(ward, patient="Patient/1"), await observed(ward, patient=other)
     assert (wrong["status"], right["status"]) == ("entered-in-error", "final")
     assert right["identifier"][0]["value"] in keys
-    assert await ward.rows("kind, state, patient") == [("create", "done", other)]
+    assert await ward.rows("kind, state, patient") == [("amend", "done", other)]
 
 
 async def test_what_was_never_sent_is_retracted_without_a_trace(ward: Ward) -> None:
@@ -360,6 +360,27 @@ async def test_what_was_sent_without_an_answer_gets_the_time_that_is_known_by_no
     assert after["status"] == "amended"
 
 
+async def test_what_comes_back_to_its_patient_before_it_was_taken_out_gets_the_time_of_now(
+    ward: Ward,
+) -> None:
+    """The operator ended the wrong Assignment, and mends that; meanwhile an ANCHOR has come."""
+    kit = await ward.kit(KIT)
+    kit.uptime_ms += HOUR
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.settled()
+    before, ended_ms = await observed(ward), BIRTH_MS + MINUTE
+    await ward.store.write(lambda db: end(db, KIT, ended_ms))
+    kit.uptime_ms += MINUTE
+    kit.anchor(BIRTH_MS + kit.uptime_ms + 2 * HOUR)
+    await ward.taken()
+    await ward.store.write(
+        lambda db: assign(db, KIT, KIT, "Patient/1", ended_ms, now_ms=NOW, max_bracket_ms=DAY)
+    )
+    await ward.settled()
+    after = await observed(ward, patient="Patient/1")
+    assert after["effectiveDateTime"] > before["effectiveDateTime"]
+
+
 async def test_a_journal_keeps_its_episode_while_another_assignment_of_it_holds_a_reading(ward: Ward) -> None:
     kit = await ward.kit(KIT)
     kit.frame(OXIMETER, SPOT, spot())
@@ -463,4 +484,4 @@ async def test_a_corrected_time_moves_a_reading_to_the_patient_who_had_the_kit_t
     await ward.settled()
     assert (await observed(ward, patient="Patient/1"))["status"] == "entered-in-error"
     assert (await observed(ward, patient=other))["status"] == "final"
-    assert await ward.rows("kind, state, patient") == [("create", "done", other)]
+    assert await ward.rows("kind, state, patient") == [("amend", "done", other)]
