@@ -130,7 +130,7 @@ class Broker:
 
     def _send(self, receiver: Connection, topic: str, whole: bytes, delay_s: float) -> None:
         if self._world.faults.strikes("message late", 0.01):
-            delay_s += self._random.choice((5.0, 12.0, 15.0, 40.0, 300.0))
+            delay_s += self._random.choice((5.0, 10.5, 11.5, 13.0, 15.0, 40.0, 300.0))
         at_s = self.now_s + delay_s
         key = receiver.name
         if at_s < self._last_s.get(key, 0.0):

@@ -42,7 +42,7 @@ SLACK_MS = 2
 """Half a bound, and a midpoint, are rounded to ms."""
 MAX_BRACKET_MS = 43_200_000
 MOST_REPORTED = 5
-FRAME, LOST, ACKED = 1, 6, 0xF0
+FRAME, ANCHOR, LOST = 1, 3, 6
 _LOINC = "http://loinc.org"
 _OWN = "https://homeward.example/fhir/"
 _VALUES = {
@@ -115,6 +115,8 @@ class Checks:
         expected, records = first, 0
         for type, sequence, body in _records(whole[38:-4]):
             self._sent[kit].add((journal, sequence, type, body))
+            if type == ANCHOR:
+                self._check_anchor(kit, journal, sequence, body)
             records += 1
             if flags & 1:
                 continue  # a peek: out of order, and comes again
@@ -123,6 +125,16 @@ class Checks:
             expected = (struct.unpack_from("<II", body)[1] if type == LOST else sequence) + 1
         if records != count:
             self.found(P2, f"{kit} sent {records} Records as {count}")
+
+    def _check_anchor(self, kit_name: str, journal: bytes, sequence: int, body: bytes) -> None:
+        """P6: what an Ack has told of the time was true when it came."""
+        kit = self.world.kit_named(kit_name)
+        utc_ms, uncertainty_ms, source = struct.unpack_from("<QIB", body)
+        if kit is None or source != 1 or (journal, sequence) not in kit.anchored:
+            return
+        true_ms, is_right = kit.anchored[journal, sequence]
+        if is_right and abs(utc_ms - true_ms) > uncertainty_ms + SLACK_MS:
+            self.found(P6, f"{kit_name} {sequence}: an ANCHOR is off by {utc_ms - true_ms} ms")
 
     def acked(self, topic: str, ack: bytes) -> None:
         """P3, when an Ack leaves: every sequence that it covers stands in the Store."""

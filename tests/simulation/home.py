@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 MINUTE_S, HOUR_S, DAY_S = 60.0, 3600.0, 86400.0
 MORNING_S, EVENING_S = 7 * HOUR_S, 22.5 * HOUR_S
+PAGE_BYTES = 256
+"""Of NOR flash: cells that are programmed together grow weak together."""
 A_DAY = 9
 """Measurements of each Sensor and day; the promise is for 8 and days of a hand-over are short."""
 
@@ -67,11 +69,13 @@ class Home:
                 flash.cut_in_erase = self.random.random() < 0.5
 
     def _rot(self) -> None:
-        """A bit of the newest Record, or any; and perhaps a boot that finds it so."""
+        """The newest Records' page, with a boot that finds it so; or any bit."""
         flash = self.kit.flash
         offset, length = flash.last
         if self.random.random() < 0.5 and length:
-            flash.rot(offset + self.random.randrange(length))
+            begin = max(offset - PAGE_BYTES, offset - offset % flash.block_bytes + 32)
+            for _ in range(self.random.choice((1, 8))):
+                flash.rot(self.random.randrange(min(begin, offset), offset + length))
             self.kit.off(5.0, "watchdog", WATCHDOG)
         else:
             flash.rot(self.random.randrange(flash.size))

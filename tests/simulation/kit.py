@@ -150,6 +150,7 @@ class Kit:
         self.online = True  # of its place
         self.sntp_wrong_ms = 0
         self.kept: dict[tuple[bytes, int], Kept] = {}
+        self.anchored: dict[tuple[bytes, int], tuple[int, bool]] = {}  # true ms of ANCHORs; whether to check
         self.journals: list[bytes] = []
         self.visits: list[Visit] = []
         self.cuts = 0
@@ -280,9 +281,13 @@ class Kit:
 
     def _received(self, topic: str, whole: bytes) -> None:
         assert topic == ack_topic(self.name)
+        sequence = self.journal.next_sequence
         with suppress(PowerCut):
             self.gateway.receive_ack(whole, self.uptime_ms)
             self.news.set()
+        for each in range(sequence, self.journal.next_sequence):  # an ANCHOR may be among them
+            is_right = self.world.now_ms > self.world.wrong_until_ms
+            self.anchored[self.journal.journal_id, each] = (self.world.now_ms, is_right)
 
     async def _keep_house(self) -> None:
         while True:

@@ -57,6 +57,7 @@ class World:
         self.people = Clinicians(self, Random(self._draw()))
         self.cut_off = False
         self.wrong_by_ms = 0
+        self.wrong_until_ms = 0  # of the service's clock, or of what it has given out
         self.workers: list[Worker] = []
         self._worker_number = 0
         self.kits = [self._make_kit(number) for number in range(1, kits + 1)]
@@ -93,8 +94,10 @@ class World:
             await asyncio.sleep(self.random.expovariate(1 / DAY_S))
             if self.faults.strikes("service clock wrong", 0.08):
                 self.wrong_by_ms = self.random.choice((-1, 1)) * self.random.randrange(5_000, 7_200_000)
+                self.wrong_until_ms = 1 << 60
                 await asyncio.sleep(self.random.uniform(1, 10) * HOUR_S)
                 self.wrong_by_ms = 0
+                self.wrong_until_ms = self.now_ms + 600_000
 
     def kit_named(self, name: str) -> Kit | None:
         return next((kit for kit in self.kits if kit.name == name), None)
@@ -166,7 +169,8 @@ class World:
         while True:
             await asyncio.sleep(DAY_S * self.random.uniform(0.9, 1.1))
             wiped_since = self.database.backup_s < 0
-            old = self.database.backup and not wiped_since and self.database.up
+            forgets = self.database.backup_retracted != self.hub.retracted
+            old = self.database.backup and not (wiped_since or forgets) and self.database.up
             if old and self.faults.strikes("backup restored", 0.06):
                 for worker in self.workers[:]:
                     worker.process.kill()
@@ -222,7 +226,7 @@ class World:
 
     def _stop_faults(self) -> None:
         self.faults.active = False
-        self.wrong_by_ms = 0
+        self.wrong_by_ms, self.wrong_until_ms = 0, min(self.wrong_until_ms, self.now_ms + 600_000)
         self._database_up()
         self._join()
         for home in self.homes:
