@@ -420,7 +420,10 @@ async def test_one_that_gives_out_nothing_is_marked(room: Room, radio: Radio, sh
     async with oximeter(room, refuses=frozenset({1, 2})) as sensor:
         stored_three(sensor)
         sensor.pairing_mode()
-        with pytest.raises(StationError, match="its first session will be held"):
+        with pytest.raises(
+            StationError,
+            match="does not give out what it has stored: it is marked, and its first session will be held",
+        ):
             await emptied(shop, radio, sensor, Heard())
     assert shop.rows("select sensor, mark from sensor_mark") == [(OXIMETER, "cannot be emptied")]
 
