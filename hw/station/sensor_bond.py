@@ -124,6 +124,10 @@ async def _at_the_bench(
     try:
         first = await radio.visit(heard, pair=True, zone=zone, set_clock=True)
         _check_first(address, first, report)
+        if sensor_check.keeps_one_bond(first):
+            report.say(
+                "it keeps a single bond: the Kit's will replace the bench's; pair it with nothing after"
+            )
         report.say(f"now switch {address} off, or take its batteries out ...")
         await radio.wait_until_gone(address)
         report.say("and on again: wake it, NOT in pairing mode ...")
@@ -195,7 +199,7 @@ async def _at_the_kit(
     service: Service, radio: Radio, kit: str, address: str, report: Report, within_s: float
 ) -> None:
     """Its Gateway bonds the Sensor, and has it back after it was off. Raises StationError."""
-    if await asyncio.to_thread(_seen, service, kit, address) is None:
+    if not await asyncio.to_thread(_seen, service, kit, address):
         report.say(
             f"hold the button of Kit {kit} until its light is blue, then put {address} into pairing mode"
         )
@@ -203,15 +207,14 @@ async def _at_the_kit(
             service,
             kit,
             address,
-            lambda seen: True,
+            lambda seen: seen > 0,
             within_s,
             f"Kit {kit} has not bonded {address}: is it on line, its light blue, and the Sensor in pairing "
             "mode? One that keeps a single bond must first be reset, as its manual says",
         )
     report.say(f"the Kit has bonded it. Now switch {address} off, or take its batteries out ...")
     await radio.wait_until_gone(address)
-    before = await asyncio.to_thread(_seen, service, kit, address)
-    assert before is not None
+    before = await asyncio.to_thread(_seen, service, kit, address) or 0
     report.say("and on again: wake it, NOT in pairing mode ...")
     await _until(
         service,

@@ -16,6 +16,7 @@ MAX_SET_DIFFERENCE_S = 3
 """Right after it was set: a Date Time has whole seconds, the write and the read a second each."""
 LOW_BATTERY = 20
 """Percent; a Sensor is with a patient for a month, and does not come back for its batteries."""
+_MANY_BONDS = "multiple bonds"
 NO_CLOCK, NOT_TOLD, UNSET, SET = "none", "not told", "not set", "set"
 _TEXTS = (("manufacturer", MANUFACTURER), ("model", MODEL), ("serial", SERIAL), ("firmware", FIRMWARE))
 
@@ -61,6 +62,12 @@ def amiss(found: Found) -> Iterator[Amiss]:
             "it has neither serial number nor System ID",
             "nothing to do: it is known by its address, so look that no other one has the same label",
         )
+
+
+def keeps_one_bond(found: Found) -> bool:
+    """It says what it can do, and more than one bond is not among that."""
+    can = features(found)
+    return can is not None and _MANY_BONDS not in can
 
 
 def features(found: Found) -> list[str] | None:

@@ -22,6 +22,7 @@ from hw.station.kit_folder import KitFolder
 from hw.station.provision import check_kit
 from hw.station.radio import ADDRESS, Heard, Radio
 from hw.station.report import Report
+from hw.station.sensor_check import Amiss
 from hw.station.service import Service
 
 if TYPE_CHECKING:
@@ -180,12 +181,18 @@ async def check(
     finally:
         await radio.forget(address)  # a read alone may have made BlueZ pair
     wrong = list(sensor_check.amiss(found))
+    kit = sensor_bond.owners(here).get(address)
+    if pair and sensor_check.keeps_one_bond(found):
+        again = f"`homeward-station sensors bond {address} --kit {kit or 'KIT'}`"
+        wrong.append(
+            Amiss("it keeps a single bond, and this check has replaced it", f"bond it anew: {again}")
+        )
     value = {
         "address": address,
         "name": heard.name,
         "services": _services(heard),
         "signal_dbm": heard.signal_dbm,
-        "kit": sensor_bond.owners(here).get(address),
+        "kit": kit,
         **sensor_check.description(found),
         "amiss": [one._asdict() for one in wrong],
     }

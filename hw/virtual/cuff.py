@@ -35,8 +35,8 @@ WRONG_POSITION = 1 << 5
 
 # Flags of 0x2A35.
 _KPA, _TIMESTAMP, _PULSE, _USER, _STATUS = 1, 2, 4, 8, 16
-# Feature 0x2A49: body movement, cuff fit, irregular pulse, position, multiple bonds.
-_FEATURE = 0b110111
+# Feature 0x2A49: body movement, cuff fit, irregular pulse, position; and multiple bonds.
+_FEATURE, _MANY_BONDS = 0b010111, 0b100000
 
 _OUT_OF_RANGE = 0xFF
 
@@ -102,10 +102,13 @@ class Cuff(Sensor):
 
     def _services(self) -> list[Service]:
         self._pressure = self._subscribable(0x2A35, INDICATE)
-        characteristics = [self._pressure, self._readable(0x2A49, lambda: struct.pack("<H", _FEATURE))]
+        characteristics = [self._pressure, self._readable(0x2A49, self._read_feature)]
         if self.clock is not None:
             characteristics.append(self._readable(0x2A08, self._read_clock, self._set_clock))
         return [gatt_service(BLOOD_PRESSURE_SERVICE, characteristics)]
+
+    def _read_feature(self) -> bytes:
+        return struct.pack("<H", _FEATURE | (0 if self.habits.one_bond else _MANY_BONDS))
 
     async def _deliver(self, link: Connection) -> None:
         while self._stored and self._subscribed(link, self._pressure, INDICATE):

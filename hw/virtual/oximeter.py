@@ -186,7 +186,8 @@ class Oximeter(Sensor):
     @property
     def features(self) -> bytes:
         """PLX Features 0x2A60."""
-        bits = _MANY_BONDS | (_STORAGE if self._storage else 0) | (_TIMESTAMPS if self._timestamps else 0)
+        bits = 0 if self.habits.one_bond else _MANY_BONDS
+        bits |= (_STORAGE if self._storage else 0) | (_TIMESTAMPS if self._timestamps else 0)
         bits |= _PAI if self._amplitude else 0
         if not self._status:
             return struct.pack("<H", bits)

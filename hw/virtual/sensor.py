@@ -74,6 +74,7 @@ class Habits:
     advertising_ms: float = 30.0
     pairing_button: bool = False  # pairs only in pairing_mode()
     security_request: bool = False  # asks the central for security as soon as it connects
+    one_bond: bool = False  # a new bond replaces the one before
 
 
 class Sensor:
@@ -343,7 +344,10 @@ class Sensor:
         self._kick.set()
 
     def _accepts_pairing(self) -> bool:
-        return not self.habits.pairing_button or _now() < self._pairing_until
+        accepts = not self.habits.pairing_button or _now() < self._pairing_until
+        if accepts and self.habits.one_bond:
+            self.forget_bonds()
+        return accepts
 
     # What it shows of itself.
 

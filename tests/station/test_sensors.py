@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from hw.virtual.clock import SensorClock
 from hw.virtual.cuff import Cuff
 from hw.virtual.oximeter import Oximeter
 from hw.virtual.radio import Room
-from hw.virtual.sensor import Habits, Label, Sensor, gatt_service
+from hw.virtual.sensor import Habits, Label, Sensor, gatt_service, stop
 from tests.station.workshop import Workshop, set_up, workshop
 
 KIT, OTHER_KIT = "HW-0001-Z", "HW-0002-X"
@@ -219,6 +220,20 @@ class Thermometer(Sensor):
         return False
 
 
+async def test_a_check_that_has_replaced_the_only_bond_says_so(
+    room: Room, radio: Radio, here: bench.Bench
+) -> None:
+    clock = SensorClock(local())
+    async with Cuff(
+        room, CUFF, label=Label("C", serial="C-7"), clock=clock, habits=replace(HABITS, one_bond=True)
+    ) as one:
+        one.pairing_mode()
+        heard = Heard()
+        with pytest.raises(StationError, match="keeps a single bond, and this check has replaced it"):
+            await sensors.check(here, radio, CUFF, heard, pair=True, zone=ZONE)
+        assert "sensors bond" in heard.value["amiss"][-1]["advice"]
+
+
 # --- What the computer lacks --------------------------------------------------------------------------------
 
 
@@ -341,6 +356,26 @@ async def test_a_clock_that_takes_no_time_is_found(room: Room, radio: Radio, sho
         assert listed(shop) == ()
 
 
+async def test_a_technician_who_stops_leaves_no_bond_and_no_link(
+    room: Room, radio: Radio, adapter: BumbleAdapter, shop: Workshop
+) -> None:
+    async with oximeter(room) as sensor:
+        sensor.pairing_mode()
+        heard = Heard()
+        told = asyncio.Event()
+
+        async def hear() -> None:
+            told.set()
+
+        heard.does = {"batteries out": hear}
+        work: asyncio.Task[Any] = asyncio.create_task(bonded(shop, radio, sensor, heard))
+        await told.wait()
+        assert adapter.bonds.peers == [OXIMETER]
+        await stop(work)
+        assert work.cancelled()
+        assert adapter.bonds.peers == [] and not sensor.is_connected and listed(shop) == ()
+
+
 # --- empty --------------------------------------------------------------------------------------------------
 
 
@@ -385,7 +420,10 @@ async def test_one_that_gives_out_nothing_is_marked(room: Room, radio: Radio, sh
     async with oximeter(room, refuses=frozenset({1, 2})) as sensor:
         stored_three(sensor)
         sensor.pairing_mode()
-        with pytest.raises(StationError, match="its first session will be held"):
+        with pytest.raises(
+            StationError,
+            match="does not give out what it has stored: it is marked, and its first session will be held",
+        ):
             await emptied(shop, radio, sensor, Heard())
     assert shop.rows("select sensor, mark from sensor_mark") == [(OXIMETER, "cannot be emptied")]
 
