@@ -72,6 +72,7 @@ class Dated(NamedTuple):
     boot: int
     uptime_ms: int
     delivery: str | None  # state of its Outbox row
+    barred: int
 
     def taken_again(self, journal: Journal) -> Time | None:
         """Its time as it is known now; None when that changes nothing."""
@@ -98,6 +99,7 @@ def redate(db: sqlite3.Connection, journal: Journal, news: News, place: Place, n
         return 0
     count(db, journal.kit, "dated again", len(again))
     db.executemany(_DATE, [(*taken, one.reading) for one, taken in again])
+    again = [(one, taken) for one, taken in again if not one.barred]  # whose those are no time can tell
     moved = [(one, taken) for one, taken in again if not _stays(one, place(taken))]
     stayed = {one.reading for one, _ in again} - {one.reading for one, _ in moved}
     amended = [(now_ms, one.reading) for one, _ in again if one.reading in stayed and one.delivery == "done"]
@@ -132,14 +134,15 @@ def _move(
     return queued
 
 
-# Not a repeat (its time says nothing), nor what is held for its Sensor's sake.
+# Not a repeat: its time says nothing. What is held for its Sensor's sake is shown with its time.
 _DATED = """
     select reading.reading, reading.sensor, reading.earliest_ms, reading.latest_ms, reading.quality,
-        reading.assignment, record.body, record.sequence, record.boot, record.uptime_ms, outbox.state
+        reading.assignment, record.body, record.sequence, record.boot, record.uptime_ms, outbox.state,
+        reading.barred
     from reading
     join record on record.journal = reading.journal and record.sequence = reading.sequence
     left join outbox using (reading)
-    where reading.journal = ? and reading.sequence between ? and ? and reading.barred = 0
+    where reading.journal = ? and reading.sequence between ? and ?
         and reading.state <> 'repeat'
         and (? or reading.state = 'held' or reading.quality in ('bracketed', 'extrapolated'))
     order by reading.sequence"""

@@ -381,6 +381,18 @@ async def test_what_comes_back_to_its_patient_before_it_was_taken_out_gets_the_t
     assert after["effectiveDateTime"] > before["effectiveDateTime"]
 
 
+async def test_what_is_barred_is_shown_with_its_true_time_and_stays_barred(ward: Ward) -> None:
+    kit = await ward.kit(KIT)
+    kit.event(record.BOND_CHANGED, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot())
+    await ward.taken()
+    ((_, before_ms, state, _),) = await times(ward)
+    await lie(ward, kit)
+    ((_, width_ms, state, assignment),) = await times(ward)
+    assert width_ms > before_ms + HOUR and (state, assignment) == ("held", None)
+    assert await ward.rows("reading") == []
+
+
 async def test_a_journal_keeps_its_episode_while_another_assignment_of_it_holds_a_reading(ward: Ward) -> None:
     kit = await ward.kit(KIT)
     kit.frame(OXIMETER, SPOT, spot())
