@@ -27,6 +27,7 @@ REMEMBERED = {
     3: "the service's clock was wrong and gave wrong anchors",
     6: "two workers upon a Hub that races: kept apart since, see faults.py",
     10: "a power cut after a Sensor's clock was set and before that was noted: times wrong by half a second",
+    29: "what a changed bond had barred was not dated again: it was shown with a false time",
 }
 """Every seed that has ever failed the code, and why. They run with each sweep, whatever else does.
 
