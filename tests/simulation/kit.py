@@ -502,6 +502,8 @@ class Visit:
                 if self.up:
                     self._handle(uuid, value, measurement, self._flags)
                 came.set()
+                if kit.process is None:  # the power has failed in the handler: the main loop is gone too
+                    raise PowerCut
 
         if kit.flash.interrupt is None:
             kit.flash.interrupt = interrupt
