@@ -107,6 +107,10 @@ class Checks:
         if not kept.in_flash:
             self.found(P1, f"{kept.kit} {kept.sequence}")
 
+    def reused(self, kit: str, sequence: int) -> None:
+        """P2, in flash: what has a sequence twice is lost once, since an Ack covers both."""
+        self.found(P2, f"{kit} has written {sequence} twice, with other bytes")
+
     def published(self, kit: str, topic: str, whole: bytes) -> None:
         """P2, on the wire: Records in their order, LOST in its place. And what P8 compares with."""
         if not topic.endswith("/up"):

@@ -6,6 +6,7 @@ it, the handler may come at any call of the flash or the lock.
 """
 
 import asyncio
+import struct
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,7 +17,9 @@ from firmware.bonds import Bonds
 from gateway.errors import JournalError, SensorError
 from gateway.gateway import Gateway
 from gateway.journal import Journal
+from gateway.limits import MAX_BODY_BYTES
 from gateway.message import ack_topic, status_topic, up_topic
+from gateway.record import ACKED, OVERHEAD_BYTES
 from gateway.sensor_session import DISCONNECT, SUBSCRIBE, WRITE
 from gateway.sensor_session import READ as READ_STEP
 from gateway.uplink import Uplink
@@ -49,6 +52,7 @@ class NorFlash:
         self.cut_in_erase = False  # the next one
         self.on_cut: Callable[[str], None] = lambda kind: None
         self.troubles: Callable[[str, float], bool] = lambda kind, chance: False
+        self.programmed: Callable[[bytes], None] = lambda new: None
         self.interrupt: Callable[[], None] | None = None  # the handler wants to run
         self.recent: deque[bytes] = deque(maxlen=8)  # what was programmed last
         self.last = (0, 0)  # offset and length of the last program
@@ -83,6 +87,7 @@ class NorFlash:
         self.cells[offset : offset + length] = new
         self.recent.append(new)
         self.last = (offset, length)
+        self.programmed(bytes(buffer))
 
     def erase(self, position: int) -> None:
         if self.interrupt is not None:
@@ -145,6 +150,8 @@ class Kit:
         for flash in (self.flash, self.bonds_flash):
             flash.on_cut = self._cut_in_flash
         self.flash.troubles = world.faults.strikes
+        self.flash.programmed = self._programmed
+        self._written: dict[tuple[bytes, int], bytes] = {}
         self.sensors: list[Sensor] = []
         self.process: Process | None = None
         self.online = True  # of its place
@@ -210,6 +217,14 @@ class Kit:
     def _cut_in_flash(self, kind: str) -> None:
         self.world.faults.happened(kind)
         self.off(self.random.choice((2.0, 30.0, 900.0, 7200.0)), kind)
+
+    def _programmed(self, new: bytes) -> None:
+        """A whole Record stands in flash: its sequence is used, whatever becomes of it."""
+        length, type, _, sequence = struct.unpack_from("<HBBI", new)
+        if length <= MAX_BODY_BYTES and type != ACKED:
+            whole = new[: OVERHEAD_BYTES + length]
+            if self._written.setdefault((self.journal.journal_id, sequence), whole) != whole:
+                self.world.checks.reused(self.name, sequence)
 
     def _ended(self) -> None:
         self.process = None
