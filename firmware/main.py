@@ -69,6 +69,7 @@ class Kit:
             port=identity.port,
             tls=tls_context(identity.ca, identity.certificate, identity.key),
             online=self.wifi.is_online,
+            joins=lambda: self.wifi.joins,
             reached=self.wifi.reached,
             alive=self.supervisor.alive("uplink", UPLINK_MS),
         )

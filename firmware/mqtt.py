@@ -54,7 +54,8 @@ COUNTERS = ("connections", "lost_links")
 
 
 class Link:
-    """`run` for ever. `online`: whether there is a network; `alive` is called as long as this runs.
+    """`run` for ever. `online`: whether there is a network; `joins`: how many there were since the boot, this
+    one with them; `alive` is called as long as this runs.
 
     `reached` is told how far each try came: one of NET_*.
     """
@@ -69,6 +70,7 @@ class Link:
         port: int,
         tls: ssl.SSLContext,
         online: "Callable[[], bool]",
+        joins: "Callable[[], int]",
         reached: "Callable[[int], None]",
         alive: "Callable[[], None]",
     ) -> None:
@@ -82,6 +84,8 @@ class Link:
         self._port = port
         self._tls = tls
         self._online = online
+        self._joins = joins
+        self._joined = 0  # `joins` when the present row of tries began
         self._reached = reached
         self._alive = alive
         self._wire = umqtt.simple.socket = wire
@@ -112,22 +116,32 @@ class Link:
                 await self._tick(_TICK_MS)
 
     async def _explain(self, error: Exception) -> None:
-        """Why this try came to nothing. A connection that stood says nothing: the next try will."""
-        if self._stood or not self._online():
+        """Why this try came to nothing. A connection that stood says nothing: the next try will.
+
+        Nor does the other port, for homes that let nothing else out: few services listen there.
+        """
+        if self._stood or self._is_other_port or not self._online():
             return
         self._alive()
         state = await reach.why(error, self._wire, self._host)
         if self._online():
             self._reached(state)
 
+    @property
+    def _is_other_port(self) -> bool:
+        return self._tries % 4 == 3
+
     async def _pause(self) -> None:
-        """Full jitter: a random part of a bound that doubles until an Ack has come."""
+        """Full jitter: a random part of a bound that doubles until an Ack or another network has come."""
         bound = min(_RETRY_MAX_MS, _RETRY_FIRST_MS << min(self._tries, 16))
         self._tries += 1
         left = random.getrandbits(16) * bound >> 16
-        while left > 0:
+        while left > 0 and self._joined == self._joins():
             await self._tick(min(left, _TICK_MS))
             left -= _TICK_MS
+        if self._joined != self._joins():
+            self._joined = self._joins()
+            self._tries = 0
 
     async def _tick(self, wait_ms: int) -> None:
         self._alive()
@@ -135,7 +149,7 @@ class Link:
 
     async def _serve(self) -> None:
         self._stood = False
-        port = _OTHER_PORT if self._tries % 4 == 3 else self._port
+        port = _OTHER_PORT if self._is_other_port else self._port
         try:
             await self._wire.open(self._host, port, self._tls, _CONNECT_WAIT_MS)
             client = self._client()

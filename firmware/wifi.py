@@ -53,6 +53,7 @@ class Wifi:
         self._see = see
         self._station = network.WLAN(network.STA_IF)
         self._place = -1  # of the network that we are in
+        self.joins = 0  # networks that have taken us since the boot
         self._fruitless = 0  # tries for the service in a row, in this network
         self._trying = asyncio.Lock()  # the set-up page tries networks too
 
@@ -139,6 +140,7 @@ class Wifi:
             self._station.connect(name, password)
             for _ in range(_JOIN_WAIT_MS // _LOOK_MS):
                 if self._station.isconnected():
+                    self.joins += 1
                     return None
                 status = self._station.status()
                 if status not in _UNDER_WAY:
