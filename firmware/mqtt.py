@@ -85,7 +85,7 @@ class Link:
         self._tls = tls
         self._online = online
         self._joins = joins
-        self._joined = 0  # `joins` when the present row of tries began
+        self._joined = 0  # `joins` at the present try
         self._reached = reached
         self._alive = alive
         self._wire = umqtt.simple.socket = wire
@@ -139,9 +139,6 @@ class Link:
         while left > 0 and self._joined == self._joins():
             await self._tick(min(left, _TICK_MS))
             left -= _TICK_MS
-        if self._joined != self._joins():
-            self._joined = self._joins()
-            self._tries = 0
 
     async def _tick(self, wait_ms: int) -> None:
         self._alive()
@@ -149,6 +146,9 @@ class Link:
 
     async def _serve(self) -> None:
         self._stood = False
+        if self._joined != self._joins():
+            self._joined = self._joins()
+            self._tries = 0
         port = _OTHER_PORT if self._is_other_port else self._port
         try:
             await self._wire.open(self._host, port, self._tls, _CONNECT_WAIT_MS)
@@ -201,7 +201,7 @@ class Link:
         receiving = asyncio.create_task(self._receive(client))
         try:
             while not receiving.done():
-                if not self._online():
+                if not self._online() or self._joined != self._joins():  # a network may come within a tick
                     raise OSError(errno.ENOTCONN)
                 if self._gateway.uplink.is_stuck(self._clock.now_ms()):
                     raise OSError(errno.ETIMEDOUT)
