@@ -100,7 +100,7 @@ def load(path: Path) -> Bench:
             raise BenchError(f"{path} holds passwords and others can read it: run `chmod 600 {path}`")
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
-        raise BenchError(f"there is no {path}: write one as the top of hw/station/bench.py shows") from None
+        raise BenchError(f"there is no {path}: write one as README.md, 'A bench', shows") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as problem:
         raise BenchError(f"{path}: {_why(problem)}") from None
     try:

@@ -137,7 +137,6 @@ def lines(kit: KitFolder) -> list[Line]:
         raise StationError(f"Kit {kit.kit} has no key for its set-up portal: provision it again")
     left, whole = _MARGIN_MM, WIDTH_MM - 2 * _MARGIN_MM
     beside = whole - _QR_MM
-    key = " ".join(kit.portal_key[n : n + 4] for n in range(0, len(kit.portal_key), 4))
     return [
         Line(kit.kit, left, 2.6, 6.4, whole),
         Line("Help:", left, 11.0, 2.6, beside),
@@ -145,7 +144,7 @@ def lines(kit: KitFolder) -> list[Line]:
         Line("To join your Wi-Fi, hold the", left, 21.6, 2.4, beside),
         Line("button, then join with a phone:", left, 24.7, 2.4, beside),
         Line(f"network  {portal_name(kit.kit)}", left, 30.0, 3.2, whole),
-        Line(f"key  {key}", left, 35.0, 4.0, whole),
+        Line(f"key  {kit.portal_key}", left, 35.0, 4.0, whole),
     ]
 
 

@@ -105,8 +105,9 @@ def check_kit(kit: str) -> None:
 
 
 def portal_key() -> str:
-    """The WPA2 key of a Kit's set-up portal."""
-    return "".join(secrets.choice(_PORTAL_LETTERS) for _ in range(_PORTAL_LENGTH))
+    """The WPA2 key of a Kit's set-up portal. Its hyphens are part of it: a space would be typed or not."""
+    letters = [secrets.choice(_PORTAL_LETTERS) for _ in range(_PORTAL_LENGTH)]
+    return "-".join("".join(letters[n : n + 4]) for n in range(0, _PORTAL_LENGTH, 4))
 
 
 def _request(kit: str, key: ec.EllipticCurvePrivateKey) -> str:

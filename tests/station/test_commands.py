@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -45,7 +46,9 @@ async def test_provision_makes_the_key_here_and_shows_its_plan_first(here: Works
     assert [kit[:7] for kit in kits] == ["HW-0001", "HW-0002", "HW-0003"]
     assert set(here.lives().values()) == {"provisioned"}
     folder = KitFolder.load(here.bench / "kits" / KIT)
-    assert folder.networks == (("home", "correct horse"),) and len(folder.portal_key) == 12
+    assert folder.networks == (("home", "correct horse"),) and re.fullmatch(
+        r"(\w{4}-){2}\w{4}", folder.portal_key
+    )
     for path in here.sync.rglob("*"):  # nowhere at the service
         assert path.is_dir() or folder.key not in path.read_bytes()
     assert len({KitFolder.load(here.bench / "kits" / kit).portal_key for kit in kits}) == 3

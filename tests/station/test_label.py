@@ -24,7 +24,7 @@ def kit(**change: object) -> KitFolder:
         "certificate": b"",
         "key": b"",
         "made_at": 0,
-        "portal_key": "abcdefghjkmn",
+        "portal_key": "abcd-efgh-jkmn",
         "support": "0800 000 0000",
     }
     return KitFolder(**about | change)  # type: ignore[arg-type]
@@ -47,7 +47,7 @@ def test_a_telephone_reads_the_kits_id_from_the_printed_label(tmp_path: Path) ->
 
 def test_it_says_what_a_patient_needs_and_no_more() -> None:
     said = " ".join(line.text for line in label.lines(kit()))
-    for word in (ID, "0800 000 0000", f"Homeward {ID}", "abcd efgh jkmn"):
+    for word in (ID, "0800 000 0000", f"Homeward {ID}", "abcd-efgh-jkmn"):
         assert word in said
     assert "dove" not in said and "broker" not in said
 
