@@ -20,7 +20,7 @@ from sync_service import assignments, identity, life, outbox, technicians
 from sync_service.app import STATE_FILE, is_running, serve
 from sync_service.assignments import AssignmentError
 from sync_service.config import FILE_NAME, Config, ConfigError, load
-from sync_service.derive import SELF_TEST
+from sync_service.derive import COUNT_UNDATED, SELF_TEST
 from sync_service.identity import IdentityError
 from sync_service.life import LifeError
 from sync_service.store import StoreError, audit, connect
@@ -247,7 +247,8 @@ _TOTALS = f"""
         (select count(*) from outbox where state = 'parked') as parked,
         (select count(*) from outbox where state = 'done') as delivered,
         (select count(*) from conflict) as conflicts,
-        (select count(*) from quarantine) as quarantined"""
+        (select count(*) from quarantine) as quarantined,
+        ({COUNT_UNDATED}) as undated"""
 
 
 def _change(

@@ -24,6 +24,7 @@ const TOTALS = [
   ["held", "held", "bad"],
   ["conflicts", "conflicts", "bad"],
   ["quarantined", "not understood", "bad"],
+  ["undated", "no time yet", "bad"],
 ];
 const ALWAYS = 4; // the first of TOTALS are shown when they are 0 as well
 

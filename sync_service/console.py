@@ -18,7 +18,7 @@ from gateway.reading import NEVER, Reading, text
 from gateway.record import Frame, decode_body
 from gateway.sensors import decode
 from sync_service.clock import Clock
-from sync_service.derive import SELF_TEST
+from sync_service.derive import COUNT_UNDATED, SELF_TEST
 from sync_service.store import Store, StoreError
 
 LATEST = 12
@@ -80,7 +80,7 @@ _TOTALS = f"""
         (select count(*) from outbox where state = 'parked'),
         (select count(*) from reading where {_IS_HELD}),
         (select coalesce(sum(n), 0) from counter where kit = '' and name = 'delivered'),
-        (select count(*) from conflict), (select count(*) from quarantine)"""
+        (select count(*) from conflict), (select count(*) from quarantine), ({COUNT_UNDATED})"""
 _COUNTERS = "select name, n from counter where kit = ? order by name"
 
 
@@ -108,7 +108,7 @@ async def run(store: Store, *, host: str, port: int, clock: Clock | None = None)
 
 def state(db: sqlite3.Connection, now_ms: int) -> dict[str, Any]:
     """Everything that the page shows, as JSON values. Times are UTC ms; texts are for people."""
-    totals = ("waiting", "parked", "held", "delivered", "conflicts", "quarantined")
+    totals = ("waiting", "parked", "held", "delivered", "conflicts", "quarantined", "undated")
     return {
         "now_ms": now_ms,
         "totals": dict(zip(totals, db.execute(_TOTALS).fetchone(), strict=True)),

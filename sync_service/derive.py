@@ -58,6 +58,11 @@ BOND_CHANGED = "the bond with the Sensor has changed: it may be another one"
 NO_SENSOR = "the Sensor's description is missing"
 NOT_EMPTIED = "the Sensor could not be emptied at the bench: this may be its last patient's"
 SELF_TEST = "a self-test of the bench: no Sensor has measured it"
+COUNT_UNDATED = """
+    select count(*) from journal join record on record.journal = journal.journal and record.type = 1
+    and record.sequence > journal.derived_through and not exists (select 1 from reading
+        where reading.journal = record.journal and reading.sequence = record.sequence)"""
+"""Frames that are stored and have no Reading yet: their turn comes, or nothing tells when they were taken."""
 
 
 class Moment(NamedTuple):

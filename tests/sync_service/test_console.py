@@ -129,7 +129,19 @@ def test_a_refused_retraction_is_shown_as_that_and_a_self_test_not_at_all(
 
 def test_totals_count_all_readings(shown: dict[str, Any]) -> None:
     counted = {"waiting": 1, "parked": 1, "held": 2, "delivered": 8, "conflicts": 0, "quarantined": 0}
-    assert shown["totals"] == counted
+    assert shown["totals"] == counted | {"undated": 0}
+
+
+def test_what_nothing_tells_the_time_of_is_counted(tmp_path: Path) -> None:
+    db = connect(tmp_path / "store.sqlite")
+    kit = KitJournal()
+    kit.create(db)
+    kit.sensor(OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(97, 71))
+    kit.store(db)
+    Deriver().chunk(db, now_ms=NOW)
+    assert console.state(db, NOW)["totals"]["undated"] == 1
+    db.close()
 
 
 def test_kits_are_shown_as_they_are(shown: dict[str, Any]) -> None:
