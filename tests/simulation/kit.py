@@ -477,7 +477,16 @@ class Visit:
         return bool(measurement.frames)
 
     def _handle(self, uuid: int, value: bytes, measurement: Measurement, flags: int) -> None:
-        """The handler, of indications and notifications alike."""
+        """The handler, of indications and notifications alike. All run in one task: none preempts another."""
+        kit = self.kit
+        waits, kit.flash.interrupt = kit.flash.interrupt, None
+        try:
+            self._keep_value(uuid, value, measurement, flags)
+        finally:
+            if kit.process is not None:
+                kit.flash.interrupt = waits
+
+    def _keep_value(self, uuid: int, value: bytes, measurement: Measurement, flags: int) -> None:
         kit = self.kit
         uptime_ms = kit.uptime_ms
         kit.flash.recent.clear()
