@@ -176,7 +176,10 @@ class Timebase:
         before, after = self.time_of(*first), self.time_of(*second)
         if before is None or after is None:
             return None
-        return after.earliest_ms - before.latest_ms, after.latest_ms - before.earliest_ms
+        # Brackets overlap: what ran between is the least that passed, however little they tell.
+        ran_ms = self._boots[first[0]].last_ms - first[1] + second[1]
+        ran_ms += sum([known.last_ms for boot, known in self._boots.items() if first[0] < boot < second[0]])
+        return max(_least(ran_ms), after.earliest_ms - before.latest_ms), after.latest_ms - before.earliest_ms
 
     def _boot(self, boot: int) -> "_Boot":
         known = self._boots.get(boot)

@@ -80,7 +80,8 @@ class Measurement(NamedTuple):
     at: Moment
     sensor: str
     content: bytes
-    timed: bool  # the content alone is its key: a set timestamp of a clock that nothing speaks against
+    stamped: bool  # by a clock that was set
+    believed: bool  # nothing speaks against that clock
     streamed: bool
     trust: str
     time: Time
@@ -485,7 +486,8 @@ class Journal:
             at,
             source.identity,
             content_of(source.identity, frame.characteristic, frame.value),
-            bool(reading.timestamp and reading.clock_set) and not source.disproved,
+            bool(reading.timestamp and reading.clock_set),
+            not source.disproved,
             reading.kind == CONTINUOUS,
             reading.trust,
             taken,
@@ -663,13 +665,16 @@ def _row(
     """The row of table `reading`, and the patient to queue it for."""
     before = known.get(one.content)
     first = before.first if before else None
-    repeat_of = first if one.timed else None
-    key = one.content if one.timed else _own_key(one.content, one.journal, one.at)
+    # The first of a content has it as its key whatever is known of the clock: that may be less, or more, when
+    # the Store comes back from a backup.
+    timed = one.stamped and (one.believed or before is None)
+    repeat_of = first if timed else None
+    key = one.content if timed else _own_key(one.content, one.journal, one.at)
     possible = (
-        not one.timed and before is not None and one.time.earliest_ms - before.newest_ms <= REPEAT_WITHIN_MS
+        not timed and before is not None and one.time.earliest_ms - before.newest_ms <= REPEAT_WITHIN_MS
     )
     if not one.streamed:
-        is_first = one.timed and first is None
+        is_first = timed and first is None
         known[one.content] = Known(reading if is_first else first, reading, one.time.latest_ms)
     state, reason, assignment, patient = "repeat", one.barred, None, None
     if repeat_of is None:

@@ -379,6 +379,17 @@ class Sensors(unittest.TestCase):
         self.assertEqual(time.quality, "bracketed")
         self.assertTrue(time.earliest_ms <= BIRTH and time.latest_ms >= BIRTH + 10 * HOUR)
 
+    def test_a_clock_that_went_back_between_two_boots_is_not_believed_however_badly_those_are_known(self):
+        # The brackets of boots 2 and 3 overlap by hours; that boot 3 came later is known all the same.
+        self.timebase.seen(2, 8 * HOUR)
+        self.timebase.seen(3, HOUR)
+        self.timebase.add_receipt(4, 0, BIRTH + 6 * DAY)
+        for boot, uptime_ms, shows_ms in ((2, 0, 20 * HOUR), (2, 8 * HOUR, 28 * HOUR), (3, HOUR, 24 * HOUR)):
+            self.timeline.clock_read(CLOCK_BEFORE, boot, uptime_ms, date_time(BIRTH + shows_ms))
+        time = self.timeline.time_of(stamped(BIRTH + 24 * HOUR - SECOND), 3, HOUR + 1, can_store=True)
+        self.assertTrue(self.timeline.clock_disproved())
+        self.assertEqual(time.latest_ms, self.timebase.time_of(3, HOUR + 1).latest_ms)
+
     def test_a_clock_that_may_have_stopped_at_once_is_not_taken_for_running(self):
         self.read(0, 0, CLOCK_SET)
         self.read(100, 0, CLOCK_AFTER)
