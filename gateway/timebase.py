@@ -459,26 +459,38 @@ class SensorTimeline:
             doubtful.append((self._moment_of(last)[0], latest_ms))
 
     def _link(self) -> None:
-        """Compare each new read with the one before; all of them when their times may be others now."""
+        """Compare each new read with the one before; two of different boots again when times may be others."""
         if self._links_of != self._timebase.changes:
             self._links_of = self._timebase.changes
-            self._links.clear()
+            self._near = None
+            for index in range(1, len(self._links)):
+                if self._reads[index - 1].at[0] != self._reads[index].at[0]:
+                    link = self._compare(index)
+                    if link is None:
+                        del self._links[index:]
+                        break
+                    self._links[index] = link
         if not self._links and self._reads:
             self._links.append(_Link(False, 1, 0, 0))
         while len(self._links) < len(self._reads):
-            self._near = None
-            before, after = self._reads[len(self._links) - 1], self._reads[len(self._links)]
-            elapsed = self._timebase.elapsed(before.at, after.at)
-            if elapsed is None:
+            link = self._compare(len(self._links))
+            if link is None:
                 return
-            same = before.run == after.run and before.seconds is not None and after.seconds is not None
-            ran = same and _agree(before, after, elapsed)
-            if same and not ran and not before.was_set:  # a Sensor may ignore a set and run on
-                self._disproved = True
-            if ran:
-                self._links.append(_Link(True, before.seconds, after.seconds, 0))
-            else:
-                self._links.append(_gap(before, after, elapsed[1]))
+            self._near = None
+            self._links.append(link)
+
+    def _compare(self, index: int) -> "_Link | None":
+        """A read with the one before; None while it is not known how much time passed."""
+        before, after = self._reads[index - 1], self._reads[index]
+        elapsed = self._timebase.elapsed(before.at, after.at)
+        if elapsed is None:
+            return None
+        same = before.run == after.run and before.seconds is not None and after.seconds is not None
+        if same and _agree(before, after, elapsed):
+            return _Link(True, before.seconds, after.seconds, 0)
+        if same and not before.was_set:  # a Sensor may ignore a set and run on
+            self._disproved = True
+        return _gap(before, after, elapsed[1])
 
     def _linked_until(self, at: "Moment") -> int:
         count = len(self._links)

@@ -51,8 +51,7 @@
 Not injected, since nothing in reach of the parts could tell the difference: a Sensor's clock that is stepped
 by less than its drift allows, or twice between two looks at it; a clinician who names the wrong patient; a
 flash that loses all copies of a thing at once. Two workers are never set upon a Hub that races: the service's
-lock keeps a second one off (`app.only_one`), and what they would do to such a Hub is known. No backup is
-restored that would forget a retraction at the Hub: a known gap.
+lock keeps a second one off (`app.only_one`), and what they would do to such a Hub is known.
 """
 
 from collections import Counter

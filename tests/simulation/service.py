@@ -44,7 +44,6 @@ class Database:
         self.up = True
         self.backup = b""
         self.backup_s = 0.0
-        self.backup_retracted = 0
         self.restores = 0
         self.connection = self._open()
 
@@ -56,7 +55,6 @@ class Database:
 
     def take_backup(self) -> None:
         self.backup, self.backup_s = self.connection.serialize(), self.world.loop.time()
-        self.backup_retracted = self.world.hub.retracted
 
     def restore(self) -> None:
         """Go back to the last backup. No worker runs meanwhile."""

@@ -169,8 +169,7 @@ class World:
         while True:
             await asyncio.sleep(DAY_S * self.random.uniform(0.9, 1.1))
             wiped_since = self.database.backup_s < 0
-            forgets = self.database.backup_retracted != self.hub.retracted
-            old = self.database.backup and not (wiped_since or forgets) and self.database.up
+            old = self.database.backup and not wiped_since and self.database.up
             if old and self.faults.strikes("backup restored", 0.06):
                 for worker in self.workers[:]:
                     worker.process.kill()
