@@ -29,7 +29,7 @@ from urllib.parse import quote
 from gateway import record
 from gateway.errors import FormatError, Unknown
 from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
-from gateway.record import Anchor, Event, Frame, Sensor, SensorClock, decode_body
+from gateway.record import Anchor, Event, Frame, Lost, Sensor, SensorClock, decode_body
 from gateway.sensors import can_store, decode, essence, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
 from sync_service.assignments import Assignment, bind, of_kit, place, take_back
@@ -83,6 +83,7 @@ class Measurement(NamedTuple):
     stamped: bool  # by a clock that was set
     believed: bool  # nothing speaks against that clock
     streamed: bool
+    after_gap: bool  # its Sensor may have sent it before, in a Record that is lost
     trust: str
     time: Time
     barred: str | None  # why no Assignment can release it
@@ -371,6 +372,8 @@ class Journal:
         ] = {}  # all that each address has said about itself
         self._marked: set[bytes] = set()  # addresses of Sensors that could not be emptied before
         self._full: set[int] = set()  # references of those that have not been empty here yet
+        self._has_gap = False  # Records are lost that may have reached the Hub
+        self._emptied: set[int] = set()  # references of the Sensors that have been empty since
 
     def mark(self, marked: dict[bytes, tuple[str, int]], created_ms: int) -> None:
         """Take the bench's marks (`not_emptied`), but not what is newer than this Journal of the same Kit.
@@ -471,6 +474,10 @@ class Journal:
             self._learn_clock(learned, at)
         elif isinstance(learned, Event):
             self._learn_event(learned, at)
+        elif isinstance(learned, Lost) and learned.reason != record.TORN:  # what was torn was never sent
+            # It may have been sent once: to a Store that was lost since, as its backup came back.
+            self._has_gap = True
+            self._emptied.clear()
 
     def measure(self, frame: Frame, at: Moment) -> Measurement | None:
         """The Frame as a Measurement; None while its time can't be told. Raises FormatError."""
@@ -481,6 +488,7 @@ class Journal:
         if taken is None:
             return None
         source.remember(frame.characteristic, reading)
+        streamed = reading.kind == CONTINUOUS
         return Measurement(
             self,
             at,
@@ -488,7 +496,8 @@ class Journal:
             content_of(source.identity, frame.characteristic, frame.value),
             bool(reading.timestamp and reading.clock_set),
             not source.disproved,
-            reading.kind == CONTINUOUS,
+            streamed,
+            self._has_gap and not streamed and frame.sensor not in self._emptied,
             reading.trust,
             taken,
             source.barred or self._why_barred(source, frame),
@@ -567,6 +576,7 @@ class Journal:
         elif source and event.code == record.SENSOR_DRAINED:
             source.timeline.drained(at.boot, at.uptime_ms)
             self._full.discard(event.sensor)
+            self._emptied.add(event.sensor)
 
     def _unknown(self, reference: int) -> Source:
         name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"
@@ -667,14 +677,13 @@ def _row(
     first = before.first if before else None
     # The first of a content has it as its key whatever is known of the clock: that may be less, or more, when
     # the Store comes back from a backup.
-    timed = one.stamped and (one.believed or before is None)
-    repeat_of = first if timed else None
-    key = one.content if timed else _own_key(one.content, one.journal, one.at)
-    possible = (
-        not timed and before is not None and one.time.earliest_ms - before.newest_ms <= REPEAT_WITHIN_MS
-    )
+    by_content = one.stamped and (one.believed or before is None)
+    repeat_of = first if by_content else None
+    key = one.content if by_content else _own_key(one.content, one.journal, one.at)
+    recent = before is not None and one.time.earliest_ms - before.newest_ms <= REPEAT_WITHIN_MS
+    possible = not by_content and (recent or one.after_gap)
     if not one.streamed:
-        is_first = timed and first is None
+        is_first = by_content and first is None
         known[one.content] = Known(reading if is_first else first, reading, one.time.latest_ms)
     state, reason, assignment, patient = "repeat", one.barred, None, None
     if repeat_of is None:

@@ -32,7 +32,6 @@ class Hub:
     def __init__(self, world: "World", random: Random) -> None:
         self.resources: dict[str, Json] = {}  # by reference, each in its latest version
         self._versions: dict[str, int] = {}
-        self.retracted = 0  # Observations
         self.races = random.random() < 0.3
         self._world, self._random = world, random
         self._named: dict[tuple[str, str, str], list[str]] = {}  # kind, system, value -> references
@@ -124,7 +123,6 @@ class Hub:
         for named in self.resources[reference]["identifier"]:
             self._named[resource["resourceType"], named["system"], named["value"]].remove(reference)
         self.resources[reference] = resource
-        self.retracted += resource["status"] == "entered-in-error"
         self._versions[reference] += 1
         for named in resource["identifier"]:
             key = (resource["resourceType"], named["system"], named["value"])

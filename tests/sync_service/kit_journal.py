@@ -4,7 +4,7 @@ import sqlite3
 import struct
 
 from gateway import record
-from gateway.record import Anchor, Event, Frame, Sensor, SensorClock
+from gateway.record import Anchor, Event, Frame, Lost, Sensor, SensorClock
 
 BIRTH_MS = 1_783_641_600_000  # 2026-07-10T00:00:00Z
 """Uptime 0 of boot 1 in UTC."""
@@ -66,6 +66,11 @@ class KitJournal:
 
     def event(self, code: int, sensor: int) -> int:
         return self.add(record.EVENT, record.encode_event(Event(code, sensor, b"")))
+
+    def lost(self, reason: int) -> int:
+        """One Record that will never come."""
+        number = self.sequence + 1
+        return self.add(record.LOST, record.encode_lost(Lost(number, number, reason)))
 
     def clock(self, sensor: int, kind: int, at: "tuple[int, ...]") -> int:
         clock = SensorClock(sensor, kind, 60, 0x2A08, struct.pack("<HBBBBB", *at))

@@ -137,6 +137,23 @@ def test_the_same_value_a_day_later_is_no_possible_repeat(db: sqlite3.Connection
     assert readings(db, "possible_repeat") == [(0,), (0,)]
 
 
+def test_a_value_after_lost_records_is_a_possible_repeat_until_its_sensor_has_been_empty(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    # It was sent and not confirmed, delivered, forgotten by a Store that came back from its backup, and had
+    # rotted in flash before it was sent again (found by the simulation).
+    kit.lost(record.TORN)
+    kit.frame(OXIMETER, SPOT, spot(90))
+    kit.lost(record.ROTTEN)
+    kit.frame(OXIMETER, SPOT, spot(91))
+    kit.frame(OXIMETER, SPOT, spot(91, at=NOON))  # its key tells a repeat
+    kit.frame(OXIMETER, CONTINUOUS, bytes.fromhex("0061004800"), record.NOTIFIED)
+    kit.event(record.SENSOR_DRAINED, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(92))
+    derived(db, kit)
+    assert readings(db, "possible_repeat") == [(0,), (1,), (0,), (0,), (0,)]
+
+
 def test_streamed_values_are_never_possible_repeats(db: sqlite3.Connection, kit: KitJournal) -> None:
     for _ in range(3):
         kit.frame(OXIMETER, CONTINUOUS, bytes.fromhex("0061004800"), record.NOTIFIED)
