@@ -618,8 +618,7 @@ class Journal:
     def _recover(self) -> None:
         """Find the head behind the newest block's last Record."""
         number, first = self._newest, self.next_sequence
-        tail = self._walk(number)
-        clean = is_erased(self._flash, tail, self._end, self._scratch)
+        tail, clean = self._walk(number)
         self._newest = self._last_begun()
         if self._newest > number:
             self._target = self._newest + 1
@@ -636,13 +635,15 @@ class Journal:
         """How many so many blocks can hold."""
         return blocks * ((self._flash.block_bytes - HEADER_BYTES) // _MIN_RECORD_BYTES)
 
-    def _walk(self, number: int) -> int:
-        """Take in what the Records of a block say; return the offset behind the last good one.
+    def _walk(self, number: int) -> "tuple[int, bool]":
+        """Take in what the Records of a block say; return the offset behind the last good one, and if all is.
 
-        Those with sequences that can't have come yet are bytes of a value that a Sensor sent, found because
-        the Record around them is broken.
+        Not all is good when bytes that no Record explains may hide a sequence behind the last one: of a torn
+        Record, or of rotten ones, also with a good ACKED behind them. Records with sequences that can't have
+        come yet are bytes of a value that a Sensor sent, found because the Record around them is broken.
         """
         tail = offset = self._start(number) + HEADER_BYTES
+        clean = True
         self._end = self._start(number) + self._flash.block_bytes
         bound = self.next_sequence + self._sequences(RESERVE_BLOCKS + 2)
         while offset < self._end:
@@ -650,6 +651,7 @@ class Journal:
             if record is None or record.sequence >= bound:
                 if is_erased(self._flash, offset, self._end, self._scratch):
                     break
+                clean = clean and is_erased(self._flash, offset, offset + WORD_BYTES, self._scratch)
                 offset += WORD_BYTES
                 continue
             tail = offset = offset + padded(OVERHEAD_BYTES + len(record.body))
@@ -658,7 +660,9 @@ class Journal:
             self.next_sequence = max(self.next_sequence, record.sequence + 1)
             if record.type == ACKED:
                 self.acked = record.sequence
-        return tail
+            else:
+                clean = True
+        return tail, clean
 
     def _last_begun(self) -> int:
         """Return the number of the last block that was begun: the newest, or one whose header is rotten.

@@ -459,7 +459,7 @@ class SensorTimeline:
             doubtful.append((self._moment_of(last)[0], latest_ms))
 
     def _link(self) -> None:
-        """Compare each new read with the one before; two of different boots again when times may be others."""
+        """Compare each new read with the one before; two of different boots again when times are others."""
         if self._links_of != self._timebase.changes:
             self._links_of = self._timebase.changes
             self._near = None

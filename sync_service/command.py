@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from sync_service import assignments, identity, life, outbox, technicians
+from sync_service import assignments, identity, life, outbox, store, technicians
 from sync_service.app import STATE_FILE, is_running, serve
 from sync_service.assignments import AssignmentError
 from sync_service.config import FILE_NAME, Config, ConfigError, load
@@ -197,6 +197,39 @@ def _replay(options: argparse.Namespace) -> None:
     detail = " ".join(map(str, options.reading)) or "all"
     replayed = _change(load(options.dir), "replay", detail, replay)
     _show(options, [{"replayed": replayed}])
+
+
+def _backup(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    store.copy(config.store, options.file)
+    _change(config, "backup", str(options.file), lambda db: None)
+    print(f"copied the Store to {options.file}; the keys are in {config.folder / 'ca'}")
+
+
+def _restore(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    if is_running(config.store):
+        raise StoreError("the service is running: stop it first")
+    replaced = store.restore(config.store, options.file, f".before-{_now_ms()}")
+    _change(config, "restore", str(options.file), lambda db: None)
+    if replaced:
+        print(f"the Store as it was is now {replaced}")
+    print("Now enter again what was entered since that backup: assign, return, kit add, kit revoke.")
+    print("Then `homeward-sync recheck`, and start the service: the Kits send what it lacks.")
+
+
+def _recheck(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    action = "recheck of a restored Hub" if options.hub_restored else "recheck"
+    looked_at = _change(
+        config,
+        action,
+        "all that is delivered",
+        lambda db: outbox.look_again(db, _now_ms(), hub_restored=options.hub_restored),
+    )
+    if options.hub_restored and is_running(config.store):
+        print("Restart the service: it remembers Devices that the Hub may have lost.", file=sys.stderr)
+    _show(options, [{"looked_at": looked_at}])
 
 
 def _counters(options: argparse.Namespace) -> None:
@@ -391,6 +424,13 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "parked", _parked, "Readings that the Hub refused, and why", [where, form])
     replay = _command(commands, "replay", _replay, "deliver parked Readings again", [where, form])
     replay.add_argument("reading", type=int, nargs="*", help="numbers (default: all that are parked)")
+    backup = _command(commands, "backup", _backup, "copy the Store while the service runs", [where])
+    backup.add_argument("file", type=Path, metavar="FILE", help="a new file")
+    restore = _command(commands, "restore", _restore, "put a copy in the place of the Store", [where])
+    restore.add_argument("file", type=Path, metavar="FILE", help="made by `backup`")
+    about = "after a restored backup: compare everything delivered with what the Hub holds"
+    recheck = _command(commands, "recheck", _recheck, about, [where, form])
+    recheck.add_argument("--hub-restored", action="store_true", help="it was the Hub's backup")
     _command(commands, "counters", _counters, "what was refused or repeated", [where, form])
     _command(commands, "status", _status, "how the service is", [where, form])
     return parser

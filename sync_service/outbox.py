@@ -475,6 +475,34 @@ def replay(db: sqlite3.Connection, readings: Iterable[int], now_ms: int) -> int:
     return sum(db.execute(_REPLAY, (now_ms, reading)).rowcount for reading in readings)
 
 
+# A Hub that came back from a backup may have lost any Observation, and have again what was retracted. What is
+# held now may have been with any patient of its Kit: `retract` asks for its identifiers, not for the patient.
+_LOOK_AGAIN = f"""
+    update outbox set kind = '{AMEND}', state = 'queued', attempts = 0, due_ms = ?, answer = null,
+        done_ms = null
+    where state = 'done' and kind <> '{RETRACT}'"""
+_RETRACT_HELD = f"""
+    insert into outbox (reading, patient, kind, state, due_ms)
+    select reading.reading, (
+            select patient from assignment where assignment.kit = journal.kit order by start_ms limit 1),
+        '{RETRACT}', 'queued', ?
+    from reading join journal using (journal)
+    where reading.state = 'held' and exists (select 1 from assignment where assignment.kit = journal.kit)
+    on conflict do nothing"""
+
+
+def look_again(db: sqlite3.Connection, now_ms: int, *, hub_restored: bool) -> int:
+    """Compare everything delivered with what the Hub holds; return how many Readings are looked at.
+
+    After a backup of the Store was restored, which may call done what was retracted since. `hub_restored`:
+    after one of the Hub, which may hold what was retracted from it.
+    """
+    looked_at = db.execute(_LOOK_AGAIN, (now_ms,)).rowcount
+    if hub_restored:
+        looked_at += db.execute(_RETRACT_HELD, (now_ms,)).rowcount
+    return looked_at
+
+
 def _frame(row: Row) -> Frame:
     frame = decode_body(FRAME, 1, row.frame)
     assert isinstance(frame, Frame)

@@ -15,7 +15,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from importlib import resources
 from pathlib import Path
@@ -231,6 +231,46 @@ def connect(path: Path) -> sqlite3.Connection:
         db.close()
         raise
     return db
+
+
+def copy(path: Path, to: Path) -> None:
+    """Copy a Store to a new file, as it is at one moment. Raises StoreError, StoreUnavailable."""
+    if not path.is_file():
+        raise StoreError(f"{path} is not there")
+    try:
+        os.close(os.open(to, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise StoreError(f"{to} is there already: name a new file") from None
+    except OSError as error:
+        raise StoreUnavailable(f"{to}: {error}") from None
+    try:
+        with closing(connect(path)) as db, closing(sqlite3.connect(to)) as copied:
+            db.backup(copied)
+            (found,) = copied.execute("pragma quick_check(1)").fetchone()
+            if found != "ok":
+                raise StoreError(f"{path} is broken: {found}")
+    except BaseException as error:
+        to.unlink()
+        if isinstance(error, sqlite3.Error):
+            raise StoreUnavailable(f"{to}: {error}") from None
+        raise
+
+
+def restore(path: Path, backup: Path, suffix: str) -> Path | None:
+    """Put a copy of a backup in the place of the Store; return where that is now, None: there was none.
+
+    Nobody may have the Store open. Its WAL goes with it: SQLite would play it back upon the other file.
+    Raises StoreError, StoreUnavailable; then the Store is where it was.
+    """
+    new = path.with_name(path.name + ".new")
+    new.unlink(missing_ok=True)
+    copy(backup, new)
+    replaced = path.with_name(path.name + suffix)
+    for end in ("-wal", "-shm", ""):
+        if (part := path.with_name(path.name + end)).exists():
+            part.rename(replaced.with_name(replaced.name + end))
+    new.rename(path)
+    return replaced if replaced.exists() else None
 
 
 def _create(path: Path) -> None:

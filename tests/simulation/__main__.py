@@ -29,9 +29,11 @@ REMEMBERED = {
     6: "two workers upon a Hub that races: kept apart since, see faults.py",
     10: "a power cut after a Sensor's clock was set and before that was noted: times wrong by half a second",
     29: "what a changed bond had barred was not dated again: it was shown with a false time",
+    76: "a restored backup and rot took the first of two Frames of one value: the second was not marked",
     118: "a Sensor's clock that went back between two boots was believed: their brackets overlap",
-    121: "a backup was restored, and a clock was disproved by what was known later: the value had another key",
-    174: "as 118",
+    121: "a clock was disproved by what was known after a restored backup: its values got other keys",
+    174: "as 118; then rotten Records with a good ACKED behind them: their sequences were given again",
+    197: "a restored backup had forgotten a retraction: what it called done was not at the Hub",
 }
 """Every seed that has ever failed the code, and why. They run with each sweep, whatever else does.
 

@@ -77,14 +77,28 @@ class Clinicians:
         if self.revoked:
             self._revoke()
 
+    def recheck(self, *, hub_restored: bool = False) -> None:
+        """What the operator does after a restored backup, when the paper has been entered."""
+        now_ms = self.world.service_clock_ms()
+        self.world.database.transaction(lambda db: outbox.look_again(db, now_ms, hub_restored=hub_restored))
+
     def add_kit(self, name: str) -> None:
         row = (name, self.world.now_ms)
         query = "insert into kit (kit, state, created_ms) values (?, 'active', ?)"
         self.world.database.transaction(lambda db: db.execute(query, row))
 
     def replay_parked(self) -> None:
-        """Somebody has read why the Hub has refused them, and has mended that."""
-        rows = self.world.database.rows("select reading from outbox where state = 'parked'")
+        """Somebody has read why the Hub has refused them, and has mended that.
+
+        What came back with the Hub's backup under another patient is taken out there by hand.
+        """
+        rows = self.world.database.rows(
+            """select reading, lower(hex(key)), patient, answer like '412%somebody else%'
+            from outbox join reading using (reading) where outbox.state = 'parked'"""
+        )
+        for _, key, patient, is_anothers in rows:
+            if is_anothers:
+                self.world.hub.take_out(key, patient)
         readings, now_ms = [row[0] for row in rows], self.world.service_clock_ms()
         if readings:
             self.world.database.transaction(lambda db: outbox.replay(db, readings, now_ms))

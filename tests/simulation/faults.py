@@ -40,6 +40,7 @@
     -- the Hub
     hub 5xx / 429 / 4xx / 412 / silent / unheard (committed) / nonsense
     hub race                 a conditional create that looks, waits, and then writes
+    hub restored             yesterday's: Observations are gone, and those that were retracted are back
     -- people
     unsent at hand-on        the Kit goes to the next patient without a wipe, with Records that wait
     Sensor not emptied       it holds the last patient's values
@@ -69,6 +70,7 @@ KINDS = (
     "worker killed", "two workers", "database down", "transaction broken", "commit unheard",
     "service clock wrong", "backup restored",
     "hub 5xx", "hub 429", "hub 4xx", "hub 412", "hub silent", "hub unheard", "hub nonsense", "hub race",
+    "hub restored",
     "unsent at hand-on", "Sensor not emptied", "measured at the bench", "assigned late", "returned late",
     "stolen Kit",
 )  # fmt: skip

@@ -35,6 +35,8 @@ class Hub:
         self.races = random.random() < 0.3
         self._world, self._random = world, random
         self._named: dict[tuple[str, str, str], list[str]] = {}  # kind, system, value -> references
+        self._created = self._restored = 0
+        self._backup: tuple[dict[str, Json], dict[str, int]] | None = None
 
     def session(self) -> "Session":
         """What stands for aiohttp's ClientSession."""
@@ -54,7 +56,7 @@ class Hub:
     async def _answer(
         self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]
     ) -> tuple[int, dict[str, str], bytes]:
-        strikes, draw = self._world.faults.strikes, self._random
+        strikes, draw, restored = self._world.faults.strikes, self._random, self._restored
         await asyncio.sleep(draw.uniform(0.02, 0.6))
         if strikes("hub 5xx", 0.02):
             return draw.choice((500, 502, 503, 504)), {}, b"<html>"
@@ -64,6 +66,8 @@ class Hub:
             return 429, {"Retry-After": str(draw.randrange(1, 90))}, b""
         if strikes("hub silent", 0.005):  # we give up after half a minute; it does it all the same
             await asyncio.sleep(draw.uniform(30.0, LATE_S))
+        if restored != self._restored:
+            raise aiohttp.ServerDisconnectedError
         if method == "GET":
             return 200, {}, self._search(url)
         assert body is not None
@@ -97,10 +101,12 @@ class Hub:
         found = _IDENTIFIER.fullmatch(unquote(request["ifNoneExist"]))
         assert found is not None
         key = (resource["resourceType"], *found.groups())
-        there = self._named.get(key, ())
+        there, restored = self._named.get(key, ()), self._restored
         if self.races:
             self._world.faults.counts["hub race"] += 1
             await asyncio.sleep(self._random.uniform(0.0, 0.005))
+            if restored != self._restored:
+                raise aiohttp.ServerDisconnectedError
         if len(there) > 1:
             return _refused("412")
         if there:
@@ -108,25 +114,59 @@ class Hub:
         return {"response": {"status": "201", "location": f"{self._create(key, resource)}/_history/1"}}
 
     def _create(self, key: tuple[str, str, str], resource: Json) -> str:
-        reference = f"{key[0]}/{len(self.resources) + 1}"
+        self._created += 1
+        reference = f"{key[0]}/{self._created}"
         self.resources[reference], self._versions[reference] = resource, 1
         self._named.setdefault(key, []).append(reference)
         return reference
 
+    # --- Its own people -------------------------------------------------------------------------------------
+
+    def take_backup(self) -> None:
+        """Resources are replaced, never changed: the tables are enough."""
+        self._backup = dict(self.resources), dict(self._versions)
+
+    def restore(self) -> bool:
+        """Go back to the last backup, if there is one. Of what was under way it knows nothing."""
+        if self._backup is None:
+            return False
+        self._restored += 1
+        self.resources, self._versions = dict(self._backup[0]), dict(self._backup[1])
+        self._named = {}
+        for reference, resource in self.resources.items():
+            self._name(reference, resource)
+        return True
+
+    def take_out(self, key: str, patient: str) -> None:
+        """Somebody marks as an error what others than the patient have of a Reading."""
+        for reference, resource in self.resources.items():
+            named = resource.get("identifier", [{}])[0]
+            if str(named.get("value")).startswith(f"{key}-") and resource["subject"]["reference"] != patient:
+                identifier = [{**named, "value": f"{named['value']}-taken-out"}]
+                self._replace(reference, {**resource, "status": "entered-in-error", "identifier": identifier})
+
+    def _replace(self, reference: str, resource: Json) -> None:
+        """Put a resource in the place of a version, whose identifiers go with it."""
+        before = self.resources[reference]
+        for named in before["identifier"]:
+            self._named[before["resourceType"], named["system"], named["value"]].remove(reference)
+        self.resources[reference] = resource
+        self._versions[reference] += 1
+        self._name(reference, resource)
+
+    def _name(self, reference: str, resource: Json) -> None:
+        for named in resource["identifier"]:
+            key = (resource["resourceType"], named["system"], named["value"])
+            self._named.setdefault(key, []).append(reference)
+
     def _update(self, url: str, resource: Json, match: str) -> tuple[int, Json]:
-        """PUT in the place of a version, whose identifiers go with it."""
+        """PUT."""
         reference = "/".join(urlsplit(url).path.split("/")[-2:])
         if reference not in self.resources:
             return 404, _outcome()
         if match != f'W/"{self._versions[reference]}"':
             return 412, _outcome()
-        for named in self.resources[reference]["identifier"]:
-            self._named[resource["resourceType"], named["system"], named["value"]].remove(reference)
-        self.resources[reference] = resource
-        self._versions[reference] += 1
-        for named in resource["identifier"]:
-            key = (resource["resourceType"], named["system"], named["value"])
-            self._named.setdefault(key, []).append(reference)
+        self._replace(reference, resource)
         return 200, resource
 
     def _shown(self, reference: str) -> Json:

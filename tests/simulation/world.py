@@ -175,8 +175,15 @@ class World:
                     worker.process.kill()
                 self.database.restore()
                 self.people.enter_again()
+                self.people.recheck()
             elif self.faults.active:
                 self.database.take_backup()
+            if self.database.up and self.faults.strikes("hub restored", 0.06) and self.hub.restore():
+                for worker in self.workers[:]:
+                    worker.process.kill()
+                self.people.recheck(hub_restored=True)
+            elif self.faults.active:
+                self.hub.take_backup()
 
     async def _look_after(self) -> None:
         """Somebody looks at what is parked, twice a day."""

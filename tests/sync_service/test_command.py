@@ -3,6 +3,7 @@
 import json
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,43 @@ def test_what_is_parked_is_shown_and_replayed(run: Run, db: sqlite3.Connection) 
     assert said(run, "replay") == [{"replayed": 1}]
     assert said(run, "parked") == []
     assert audit(db)[-1] == ("replay", "all")
+
+
+def test_a_backup_is_restored_and_what_was_delivered_looked_at_again(
+    run: Run, db: sqlite3.Connection, tmp_path: Path
+) -> None:
+    measured(db)
+    said(run, "assign", "HW-0001", "--patient", "Patient/7", "--from", "2026-07-01T00:00Z")
+    db.execute("update outbox set state = 'done'")
+    copied = tmp_path / "copy.sqlite"
+    assert run("backup", str(copied))[0] == 0
+    assert copied.stat().st_mode & 0o77 == 0, "the vital signs in it are for nobody else"
+    assert "is there already" in run("backup", str(copied))[2]
+    said(run, "return", "HW-0001", "--at", "2026-07-11T10:00:00Z")
+    db.close()
+    code, out, error = run("restore", str(copied))
+    assert (code, error) == (0, "") and "recheck" in out
+    (kit, _) = said(run, "kit", "list")
+    assert kit["episode"], "the return is forgotten: it has to be entered again"
+    assert said(run, "recheck") == [{"looked_at": 1}]
+    (reading,) = said(run, "readings")
+    assert reading["state"] == "queued"
+    (before,) = tmp_path.glob("**/*.before-*[0-9]")
+    with closing(connect(before)) as replaced:
+        assert replaced.execute("select count(*) from assignment where end_ms is not null").fetchone() == (1,)
+
+
+def test_a_restore_of_what_is_no_store_changes_nothing(
+    run: Run, db: sqlite3.Connection, tmp_path: Path
+) -> None:
+    measured(db)
+    broken = tmp_path / "broken.sqlite"
+    broken.write_bytes(b"SQLite format 3\0" + bytes(4_000))
+    for name, sentence in ((str(broken), "broken.sqlite"), (str(tmp_path / "none"), "is not there")):
+        code, _, error = run("restore", name)
+        assert code == 1 and sentence in error
+    assert said(run, "status")["readings"] == 1
+    assert not list(tmp_path.glob("**/*.new")) and not list(tmp_path.glob("**/*.before-*"))
 
 
 def test_counters_and_status_are_shown(run: Run, db: sqlite3.Connection) -> None:

@@ -15,7 +15,7 @@ from gateway import record
 from sync_service import outbox
 from sync_service.assignments import end
 from sync_service.hub import Hub
-from sync_service.outbox import claim, replay, settle
+from sync_service.outbox import claim, look_again, replay, settle
 from sync_service.retry import CONFLICT_ATTEMPTS, Done
 from sync_service.store import Store
 
@@ -162,6 +162,40 @@ async def test_a_parked_reading_can_be_replayed(ward: Ward) -> None:
     await ward.settled()
     assert await ward.rows("state") == [("done",)]
     assert await ward.store.write(lambda db: replay(db, [1], NOW)) == 0, "what is done stays done"
+
+
+async def test_what_a_restored_store_calls_done_is_created_where_the_hub_lacks_it(ward: Ward) -> None:
+    kit = await ward.kit("HW-0001")
+    for n in range(3):
+        kit.frame(OXIMETER, SPOT, spot(90 + n))
+    await ward.settled()
+    there = await ward.at_hub()
+    lacking, *_ = await ward.server.held()  # retracted after the backup
+    before = lacking["identifier"][0]["value"]
+    identifier = [{**lacking["identifier"][0], "value": f"{before}-retracted-{lacking['id']}"}]
+    await ward.server.put({**lacking, "status": "entered-in-error", "identifier": identifier, "meta": {}})
+    assert before not in await ward.at_hub()
+    assert await ward.store.write(lambda db: look_again(db, NOW, hub_restored=False)) == 3
+    await ward.settled()
+    assert set(there) < set(await ward.at_hub())
+    assert await ward.rows("state") == [("done",)] * 3
+    assert [int(one["meta"]["versionId"]) for one in await ward.server.held()] == [2, 1, 1, 1, 1, 1, 1]
+
+
+async def test_what_a_restored_hub_has_again_is_retracted_again(ward: Ward) -> None:
+    kit = await ward.kit("HW-0001")
+    kit.frame(OXIMETER, SPOT, spot(90))
+    await ward.settled()
+    had = await ward.server.held()
+    await ward.store.write(lambda db: end(db, "HW-0001", BIRTH_MS))
+    await ward.settled()
+    assert await ward.still("final") == 0 and await ward.rows("reading") == []
+    for one in had:
+        await ward.server.put({**one, "meta": {}})
+    assert await ward.store.write(lambda db: look_again(db, NOW, hub_restored=False)) == 0
+    assert await ward.store.write(lambda db: look_again(db, NOW, hub_restored=True)) == 1
+    await ward.settled()
+    assert await ward.still("final") == 0 and await ward.rows("reading") == []
 
 
 async def test_a_hub_that_has_forgotten_a_device_is_told_of_it_again(ward: Ward) -> None:
