@@ -365,6 +365,7 @@ class SensorTimeline:
             self._moments.pop(self._reads.pop(0), None)
             if self._links:
                 self._links.pop(0)
+            self._near = None
 
     def drained(self, boot: int, uptime_ms: int) -> None:
         """At this time the Sensor held nothing older: it had gone quiet."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
-from sync_service import assignments, identity, life, outbox, store, technicians
+from sync_service import assignments, identity, life, outbox, sensor_bonds, store, technicians
 from sync_service.app import STATE_FILE, is_running, serve
 from sync_service.assignments import AssignmentError
 from sync_service.config import FILE_NAME, Config, ConfigError, load
@@ -183,6 +183,18 @@ def _readings(options: argparse.Namespace) -> None:
 
 def _held(options: argparse.Namespace) -> None:
     _show(options, _rows(load(options.dir), _HELD))
+
+
+def _accept_bond(options: argparse.Namespace) -> None:
+    config = load(options.dir)
+    waiting = _change(
+        config,
+        "accept-bond",
+        f"{options.kit} {options.sensor}",
+        lambda db: sensor_bonds.accept(db, options.kit, options.sensor, _now_ms()),
+        options.kit,
+    )
+    _show(options, [{"released": waiting}])
 
 
 def _parked(options: argparse.Namespace) -> None:
@@ -421,6 +433,10 @@ def _parser() -> argparse.ArgumentParser:
     readings.add_argument("--kit")
     readings.add_argument("--limit", type=int, default=50)
     _command(commands, "held", _held, "Readings that belong to nobody yet, and why", [where, form])
+    about = "a Sensor whose bond has changed is the one that it was: release what is held for that"
+    bond = _command(commands, "accept-bond", _accept_bond, about, [where, form])
+    bond.add_argument("kit")
+    bond.add_argument("sensor", help="as `held` names it")
     _command(commands, "parked", _parked, "Readings that the Hub refused, and why", [where, form])
     replay = _command(commands, "replay", _replay, "deliver parked Readings again", [where, form])
     replay.add_argument("reading", type=int, nargs="*", help="numbers (default: all that are parked)")

@@ -32,7 +32,15 @@ from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
 from gateway.record import Anchor, Event, Frame, Lost, Sensor, SensorClock, decode_body
 from gateway.sensors import can_store, decode, essence, is_measurement
 from gateway.timebase import SensorTimeline, Time, Timebase
-from sync_service.assignments import Assignment, bind, of_kit, place, take_back
+from sync_service.assignments import (
+    Assignment,
+    bind,
+    episode_of_journal,
+    of_kit,
+    place,
+    place_held,
+    take_back,
+)
 from sync_service.redate import News, redate
 from sync_service.store import Store, StoreUnavailable, count
 
@@ -161,8 +169,9 @@ class Deriver:
         self._max_bracket_ms = max_bracket_ms
         self._journals: dict[int, Journal] = {}
         self._passed: list[tuple[Journal, int]] = []  # sequences of Readings that have another time now
-        # Journal -> `through` and `ended_ms` with which its next Frame had no time yet.
-        self._stopped: dict[int, tuple[int, int | None]] = {}
+        self._freed: set[Journal] = set()  # with Readings that nothing bars any more
+        # Journal -> `through`, cursor and `ended_ms` with which its next Frame had no time yet.
+        self._stopped: dict[int, tuple[int, int, int | None]] = {}
 
     async def step(self, store: Store, now_ms: int) -> Derived:
         """Derive one chunk in one transaction."""
@@ -173,6 +182,7 @@ class Deriver:
             self._journals.clear()
             self._stopped.clear()
             self._passed.clear()
+            self._freed.clear()
             raise
 
     def chunk(self, db: sqlite3.Connection, *, now_ms: int) -> Derived:
@@ -198,6 +208,10 @@ class Deriver:
         passed, self._passed = self._passed, []
         for journal, sequence in passed:
             queued += self._redate(db, journal, News(sequence, sequence, True), now_ms)
+        freed, self._freed = self._freed, set()
+        for journal in freed:
+            queued += place_held(db, journal.kit, now_ms=now_ms, max_bracket_ms=self._max_bracket_ms)
+            journal.episode = episode_of_journal(db, journal.number)
         for journal in looked_at:
             if (news := journal.take_news()) is not None:
                 queued += self._redate(db, journal, news, now_ms)
@@ -210,7 +224,7 @@ class Deriver:
         marked = not_emptied(db)
         for row in db.execute(_WITH_WORK).fetchall():
             number, through, cursor, kit, journal_id, floor_ms, created_ms, episode, ended_ms = row
-            if self._stopped.get(number) == (through, ended_ms):
+            if self._stopped.get(number) == (through, cursor, ended_ms):
                 continue
             journal = self._journals.get(number)
             if journal is None or journal.cursor != cursor:
@@ -237,7 +251,7 @@ class Deriver:
                 elif derived[0] is not None:
                     self._pass(db, journal, _frame(version, body), at, derived)
                 elif not self._frame(journal, _frame(version, body), at, found):
-                    self._stopped[journal.number] = (journal.through, journal.ended_ms)
+                    self._stopped[journal.number] = (journal.through, journal.cursor, journal.ended_ms)
                     return taken
             except FormatError as error:
                 _quarantine(db, journal.kit, type, body, error, now_ms)
@@ -259,16 +273,21 @@ class Deriver:
     def _pass(
         self, db: sqlite3.Connection, journal: "Journal", frame: Frame, at: Moment, derived: Sequence[Any]
     ) -> None:
-        """Pass a Frame that has its Reading: derived early, or before a Record came late.
+        """Pass a Frame that has its Reading: derived early, before a Record came late or a bond was accepted.
 
         Its key stays. Its time is that of all others now, and a bond that had changed takes it back.
         """
+        reading, was_barred, *known = derived
         one = journal.measure(frame, at)
         if one is None:
             return
         if one.barred is not None:
-            self._bar(db, journal, derived[0], one.barred)
-        elif one.time != tuple(derived[1:]):
+            self._bar(db, journal, reading, one.barred)
+            return
+        if was_barred:
+            db.execute(_FREE, (reading,))
+            self._freed.add(journal)
+        if one.time != tuple(known):
             self._passed.append((journal, at.sequence))
 
     def _bar(self, db: sqlite3.Connection, journal: "Journal", reading: int, reason: str) -> None:
@@ -374,6 +393,7 @@ class Journal:
         self._full: set[int] = set()  # references of those that have not been empty here yet
         self._has_gap = False  # Records are lost that may have reached the Hub
         self._emptied: set[int] = set()  # references of the Sensors that have been empty since
+        self._accepted: set[int] = set()  # sequences of BOND_CHANGED that the operator has accepted
 
     def mark(self, marked: dict[bytes, tuple[str, int]], created_ms: int) -> None:
         """Take the bench's marks (`not_emptied`), but not what is newer than this Journal of the same Kit.
@@ -388,6 +408,7 @@ class Journal:
 
     def rebuild(self, db: sqlite3.Connection) -> None:
         """Learn again what the Records up to the cursor say."""
+        self._accepted = accepted(db, self.number)
         for type, version, sequence, boot, uptime_ms, body in db.execute(
             _CONTEXT, (self.number, 0, self.cursor)
         ):
@@ -403,6 +424,7 @@ class Journal:
 
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
+        self._accepted = accepted(db, self.number)
         told = self._timebase.changes
         if self.ended_ms is not None:
             self._timebase.ended_before(self.ended_ms)
@@ -569,9 +591,10 @@ class Journal:
 
     def _learn_event(self, event: Event, at: Moment) -> None:
         source = self._sources.get(event.sensor)
-        if event.code == record.BOND_CHANGED:  # its SENSOR may be lost: what follows is barred all the same
+        if event.code == record.BOND_CHANGED and at.sequence not in self._accepted:
+            # Its SENSOR may be lost: what follows is barred all the same.
             (source or self._unknown(event.sensor)).bond_changed = True
-        elif source and event.code == record.BOND_MADE:
+        elif source and event.code in (record.BOND_MADE, record.BOND_CHANGED):
             source.bond_changed = False
         elif source and event.code == record.SENSOR_DRAINED:
             source.timeline.drained(at.boot, at.uptime_ms)
@@ -603,6 +626,11 @@ def _reading(frame: Frame) -> Reading:
     reading = decode(frame.characteristic, frame.value)
     assert isinstance(reading, Reading)
     return reading
+
+
+def accepted(db: sqlite3.Connection, journal: int) -> set[int]:
+    """Sequences of the BOND_CHANGED Records of a Journal that the operator has accepted."""
+    return {sequence for (sequence,) in db.execute(_ACCEPTED, (journal,))}
 
 
 def not_emptied(db: sqlite3.Connection) -> dict[bytes, tuple[str, int]]:
@@ -747,7 +775,8 @@ _WITH_WORK = """
     order by journal.through - journal.derived_through"""
 # The next Records of a Journal. Some have their Reading: derived early, or before a Record came late.
 _RECORDS = """
-    select record.sequence, type, version, boot, uptime_ms, body, reading, earliest_ms, latest_ms, quality
+    select record.sequence, type, version, boot, uptime_ms, body, reading, barred, earliest_ms, latest_ms,
+        quality
     from record left join reading using (journal, sequence)
     where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
 # What is no Frame: few, and in an index of their own.
@@ -757,6 +786,7 @@ _CONTEXT = """
 _RECENT_FRAMES = """
     select version, body from record
     where journal = ? and sequence <= ? and type = 1 order by sequence desc limit ?"""
+_ACCEPTED = "select sequence from accepted_bond where journal = ?"
 _RECEIPTS = "select boot, uptime_ms, received_ms from receipt where journal = ? and boot > ? order by boot"
 # Of each content: the Reading that stands for it, the newest one that has it and when that was taken. What
 # stands for its content has it as its key; the others are in an index of their own.
@@ -774,6 +804,7 @@ _INSERT_READING = """
     values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _INSERT_OUTBOX = "insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)"
 _BAR = "update reading set barred = 1 where reading = ? and barred = 0 and state <> 'repeat'"
+_FREE = "update reading set barred = 0 where reading = ?"
 _INSERT_QUARANTINE = """
     insert into quarantine (kit, reason, content, received_ms) values (?, ?, ?, ?) on conflict do nothing"""
 # What a Sensor sent in this Journal and was taken for a repeat.

@@ -59,6 +59,14 @@ create table if not exists receipt (
     primary key (journal, boot)             -- the first Batch of a boot: the tightest bound for what came before it
 ) without rowid;
 
+-- BOND_CHANGED Records that the operator has accepted: the Sensor is the one that it was.
+create table if not exists accepted_bond (
+    journal      integer not null,
+    sequence     integer not null,
+    accepted_ms  integer not null,
+    primary key (journal, sequence)
+) without rowid;
+
 -- Same (Kit, Journal, sequence) with other bytes: both are kept, and it is an alarm.
 create table if not exists conflict (
     journal      integer not null,

@@ -2,6 +2,9 @@
 
 A value that came in pairing mode proves no bond; a session that began after the Sensor was off does. So each
 Sensor is told with the number of its sessions since its bond was made.
+
+A bond that has changed may be another Sensor's, or that of one whose batteries were changed: what it sends is
+held until the operator, who has asked, accepts it.
 """
 
 import sqlite3
@@ -12,6 +15,8 @@ from gateway import record
 from gateway.errors import FormatError
 from gateway.record import Event, Sensor, SensorClock, decode_body
 from sync_service import life
+from sync_service.derive import BOND_CHANGED
+from sync_service.life import LifeError
 
 MAX_RECORDS = 20_000
 """Of a Kit at the bench there are some hundred; a month with a patient has 10,000 that are no Frames."""
@@ -49,6 +54,36 @@ def told(db: sqlite3.Connection, kit: str) -> list[dict[str, Any]]:
     ]
 
 
+def accept(db: sqlite3.Connection, kit: str, sensor: str, now_ms: int) -> int:
+    """Accept the changed bonds of a Sensor, as `held` names it; return how many Readings wait for that.
+
+    Raises LifeError: no such Kit, or nothing of this Sensor is held for that.
+    """
+    life.of(db, kit)
+    held = db.execute(_HELD, (kit, sensor, BOND_CHANGED)).fetchall()
+    if not held:
+        raise LifeError(
+            f"nothing of {sensor} is held for a changed bond of Kit {kit}: see `homeward-sync held`"
+        )
+    for journal, reference in {(journal, body[0]) for journal, body in held}:
+        changed = [
+            sequence
+            for sequence, version, body in db.execute(_EVENTS, (journal, record.EVENT))
+            if _is_changed(version, body, reference)
+        ]
+        db.executemany(_ACCEPT, [(journal, sequence, now_ms) for sequence in changed])
+        db.execute(_DERIVE_AGAIN, (min(changed) - 1, journal))
+    return len(held)
+
+
+def _is_changed(version: int, body: bytes, sensor: int) -> bool:
+    try:
+        event = decode_body(record.EVENT, version, body)
+    except FormatError:
+        return False
+    return isinstance(event, Event) and event.code == record.BOND_CHANGED and event.sensor == sensor
+
+
 def _learn(bonds: dict[int, _Bond], body: object) -> None:
     if isinstance(body, Sensor):
         one = bonds.get(body.sensor)
@@ -72,3 +107,11 @@ _NEWEST = """
 _RECORDS = """
     select type, version, body from record
     where journal = ? and sequence <= ? and type <> 1 order by sequence limit ?"""
+_HELD = """
+    select reading.journal, record.body
+    from reading join journal using (journal)
+    join record on record.journal = reading.journal and record.sequence = reading.sequence
+    where journal.kit = ? and reading.sensor = ? and reading.state = 'held' and reading.reason = ?"""
+_EVENTS = "select sequence, version, body from record where journal = ? and type = ?"
+_ACCEPT = "insert into accepted_bond values (?, ?, ?) on conflict do nothing"
+_DERIVE_AGAIN = "update journal set derived_through = min(derived_through, ?) where journal = ?"

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MIGRATIONS = {
     1: (  # a Kit's life at the bench, and whom an entry of the audit log concerns; kinds of delivery
         "alter table kit add column life text not null default 'provisioned'",
@@ -42,6 +42,7 @@ MIGRATIONS = {
         "drop index if exists reading_content",
     ),
     2: (),  # not_emptied is new altogether
+    3: (),  # accepted_bond too
 }
 """What turns a Store of this version into one of the next, before the schema adds what is new altogether."""
 BUSY_TIMEOUT_MS = 5_000

@@ -546,6 +546,15 @@ class Sensors(unittest.TestCase):
         self.corrected(self.taken(69 * HOUR - MINUTE, 69 * HOUR + 2), 69 * HOUR - MINUTE)
         self.assertEqual(self.taken(HOUR, 69 * HOUR + 2).quality, "bracketed")
 
+    def test_old_reads_are_forgotten_also_while_the_newest_have_no_time(self):
+        for hour in range(64):
+            self.read(hour * HOUR, hour * HOUR)
+            self.read(hour * HOUR + 1, hour * HOUR)
+        before = self.taken(63 * HOUR - MINUTE, 63 * HOUR + 2)
+        for uptime_ms in (1, 2):  # of a boot that nothing is known of
+            self.timeline.clock_read(CLOCK_BEFORE, 2, uptime_ms, date_time(BIRTH))
+        self.assertEqual(self.taken(63 * HOUR - MINUTE, 63 * HOUR + 2), before)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from kit_journal import BIRTH_MS, BP, CUFF, KitJournal
 
+from gateway import record
 from sync_service import command
 from sync_service.derive import Deriver
 from sync_service.store import connect, count
@@ -102,6 +103,24 @@ def test_what_is_parked_is_shown_and_replayed(run: Run, db: sqlite3.Connection) 
     assert said(run, "replay") == [{"replayed": 1}]
     assert said(run, "parked") == []
     assert audit(db)[-1] == ("replay", "all")
+
+
+def test_a_changed_bond_is_accepted(run: Run, db: sqlite3.Connection) -> None:
+    measured(db)
+    said(run, "assign", "HW-0001", "--patient", "Patient/7", "--from", "2026-07-01T00:00Z")
+    code, _, error = run("accept-bond", "HW-0001", "serial://1")
+    assert code == 1 and "nothing of serial://1 is held" in error
+    kit = KitJournal("HW-0002", b"journal2", number=2)
+    kit.create(db)
+    kit.begin()
+    kit.event(record.BOND_CHANGED, CUFF)
+    kit.frame(CUFF, BP, b"\x00" + b"\x78\x00\x50\x00\x5d\x00")
+    kit.store(db)
+    while Deriver().chunk(db, now_ms=BIRTH_MS).records:
+        pass
+    (held,) = said(run, "held")
+    assert said(run, "accept-bond", "HW-0002", held["sensor"]) == [{"released": 1}]
+    assert audit(db)[-1] == ("accept-bond", f"HW-0002 {held['sensor']}")
 
 
 def test_a_backup_is_restored_and_what_was_delivered_looked_at_again(

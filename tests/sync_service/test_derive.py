@@ -21,6 +21,8 @@ from sync_service.derive import (
     content_of,
     sensor_identity,
 )
+from sync_service.life import LifeError
+from sync_service.sensor_bonds import accept
 from sync_service.store import Store, connect
 
 NOW = BIRTH_MS + 30 * DAY
@@ -337,6 +339,51 @@ def test_readings_after_a_changed_bond_are_held_until_a_bond_is_made(
     kit.frame(OXIMETER, SPOT, spot(98))
     derived(db, kit)
     assert readings(db, "state, reason") == [("held", BOND_CHANGED), ("queued", None), ("queued", None)]
+
+
+def test_a_changed_bond_that_is_accepted_releases_what_was_held_for_it(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    kit.event(record.BOND_CHANGED, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(97))
+    kit.event(record.BOND_CHANGED, CUFF)
+    kit.frame(CUFF, BP, GOOD_BP)
+    kit.boot += 1
+    kit.frame(OXIMETER, SPOT, spot(98))  # its boot has no time yet: derivation waits here
+    running = derived(db, kit)
+    assert readings(db, "state, barred") == [("held", 1)] * 2
+    keys = readings(db, "key")
+    assert accept(db, kit.kit, "serial://501231", NOW) == 1
+    derived(db, kit, running)
+    assert queued(db) == [(1, "Patient/1")]
+    kit.anchor()
+    kit.event(record.BOND_CHANGED, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(99))
+    derived(db, kit, running)
+    assert readings(db, "state, reason, barred") == [
+        ("queued", None, 0),
+        ("held", BOND_CHANGED, 1),
+        ("queued", None, 0),
+        ("held", BOND_CHANGED, 1),  # it has changed once more
+    ]
+    assert readings(db, "key")[:2] == keys
+    assert queued(db) == [(1, "Patient/1"), (3, "Patient/1")]
+    with pytest.raises(LifeError, match="nothing of serial://1 is held"):
+        accept(db, kit.kit, "serial://1", NOW)
+
+
+def test_an_accepted_bond_moves_nothing_that_its_time_holds(db: sqlite3.Connection) -> None:
+    kit = KitJournal()
+    kit.create(db)
+    given(db, kit.kit, start_ms=BIRTH_MS + 3 * DAY)
+    kit.begin()
+    kit.event(record.BOND_CHANGED, OXIMETER)
+    kit.frame(OXIMETER, SPOT, spot(97))
+    derived(db, kit)
+    accept(db, kit.kit, "serial://501231", NOW)
+    derived(db, kit, Deriver())
+    ((state, reason, barred),) = readings(db, "state, reason, barred")
+    assert (state, barred) == ("held", 0) and "no Assignment" in reason
 
 
 @pytest.mark.parametrize("described_before", [True, False])
