@@ -156,7 +156,7 @@ class Timebase:
             max(hinted.earliest_ms, bracket.earliest_ms),
             min(hinted.latest_ms, bracket.latest_ms),
         )
-        return Time(earliest, latest, EXTRAPOLATED)
+        return Time(min(earliest, latest), max(earliest, latest), EXTRAPOLATED)
 
     def is_anchored(self, boot: int) -> bool:
         """Whether the boot has an ANCHOR that is no hint."""
@@ -203,33 +203,39 @@ class Timebase:
         assert hints is not None
         if not hints.agrees():
             return EXCLUDED
+        if not known.anchors:
+            return EXCLUDED if self._begins_elsewhere(boot) else 0
         judged = 0
         for uptime_ms, earliest, latest in hints.anchors:
-            told: Time | None
-            if known.anchors:
-                told = known.time_of(uptime_ms)
-            else:
-                told = self._between_neighbours(boot, uptime_ms) if self._has_ended(boot) else None
-            if told is None:
-                continue
+            told = known.time_of(uptime_ms)
             if told.latest_ms < earliest or latest < told.earliest_ms:
                 return EXCLUDED
             # Close enough for the server to be within SNTP_BOUND_MS, however the round trip was divided.
             less_ms = latest - earliest - 2 * SNTP_BOUND_MS
-            if (
-                known.anchors
-                and earliest + less_ms <= told.earliest_ms
-                and told.latest_ms <= latest - less_ms
-            ):
+            if earliest + less_ms <= told.earliest_ms and told.latest_ms <= latest - less_ms:
                 judged = CONFIRMED
         return judged
 
-    def _between_neighbours(self, boot: int, uptime_ms: int) -> "Time | None":
-        self.seen(boot, uptime_ms)
+    def _begins_elsewhere(self, boot: int) -> bool:
+        """Whether by its hints the boot began before the one before it ended, or too late for what came after.
+
+        The newest boot is known from one side at least.
+        """
+        known = self._boots[boot]
+        began_ms, ended_ms = self._bracket(boot)
+        latest_ms = known.latest_begin(ended_ms)
+        hinted = known.hints.time_of(0)  # type: ignore[union-attr]
+        return hinted.latest_ms < began_ms or (latest_ms is not None and latest_ms < hinted.earliest_ms)
+
+    def _bracket(self, boot: int) -> "tuple[int, int | None]":
         if self._brackets is None:
             self._brackets = self._bracket_all()
+        return self._brackets[boot]
+
+    def _between_neighbours(self, boot: int, uptime_ms: int) -> "Time | None":
+        self.seen(boot, uptime_ms)
         known = self._boots[boot]
-        began_ms, ended_ms = self._brackets[boot]
+        began_ms, ended_ms = self._bracket(boot)
         bounds = [] if ended_ms is None else [ended_ms - _least(known.last_ms - uptime_ms)]
         if known.receipt is not None and known.receipt[0] >= uptime_ms:
             bounds.append(_start(known.receipt[0] - uptime_ms, known.receipt[1]))

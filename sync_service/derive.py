@@ -425,18 +425,9 @@ class Journal:
     def look_ahead(self, db: sqlite3.Connection) -> None:
         """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
         self._accepted = accepted(db, self.number)
-        told = self._timebase.changes
-        if self.ended_ms is not None:
-            self._timebase.ended_before(self.ended_ms)
-        for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
-            self._timebase.add_receipt(boot, uptime_ms, received_ms)
-            self._receipt_boot = boot
-        if self._looked_through == self.through:
-            return
-        since = self._anchor_at
+        told, since = self._timebase.changes, self._anchor_at
         anchored: set[int] = set()
-        ahead = db.execute(_CONTEXT, (self.number, self._looked_through, self.through))
-        for type, version, sequence, boot, uptime_ms, body in ahead:
+        for type, version, sequence, boot, uptime_ms, body in self._beyond(db):
             self._timebase.seen(boot, uptime_ms)
             self._boots.setdefault(boot, self._anchor_at)
             if type == record.ANCHOR and version == 1:
@@ -444,12 +435,17 @@ class Journal:
                     anchor = decode_body(type, version, body)
                     assert isinstance(anchor, Anchor)
                     self._add_anchor(boot, uptime_ms, anchor)
-                    self._anchor_at = sequence
+                    if anchor.source != record.FROM_SNTP:
+                        self._anchor_at = sequence
                     if sequence <= self.cursor:  # used already: a Reading after it can't be news
-                        told, since = self._timebase.changes, sequence
+                        told, since = self._timebase.changes, self._anchor_at
                     else:
                         anchored.add(boot)
-        self._looked_through = self.through
+        if self.ended_ms is not None:
+            self._timebase.ended_before(self.ended_ms)
+        for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
+            self._timebase.add_receipt(boot, uptime_ms, received_ms)
+            self._receipt_boot = boot
         if self._timebase.changes != told:
             self._add_news(News(since, self.cursor, False))
         if self._timebase.has_hints and self._hints_held != (hold := self._timebase.hints_hold()):
@@ -458,6 +454,14 @@ class Journal:
         for boot in anchored:
             if not self._timebase.agrees(boot):
                 self._add_news(News(self._boots[boot], self.cursor, True))
+
+    def _beyond(self, db: sqlite3.Connection) -> list[Any]:
+        """What is no Frame among the Records that were not looked at yet."""
+        if self._looked_through == self.through:
+            return []
+        rows = db.execute(_CONTEXT, (self.number, self._looked_through, self.through)).fetchall()
+        self._looked_through = self.through
+        return rows
 
     def _add_anchor(self, boot: int, uptime_ms: int, anchor: Anchor) -> None:
         is_hint = anchor.source == record.FROM_SNTP

@@ -216,6 +216,23 @@ class Hints(unittest.TestCase):
         self.hint(4, 30 * HOUR)
         self.assertIsNone(self.timebase.time_of(4, HOUR))
 
+    def test_one_in_the_newest_boot_that_was_over_before_it_discredits_all(self):
+        # Boot 4 has not ended, but it began after boot 3 was last seen (found by the simulation).
+        self.hint(1, HOUR)
+        self.timebase.seen(3, 10 * HOUR)
+        self.timebase.seen(4, 0)
+        self.hint(4, 28 * HOUR)
+        self.assertIsNone(self.timebase.time_of(4, HOUR))
+        self.timebase.seen(5, 0)
+        self.timebase.add_receipt(5, 0, BIRTH + 40 * HOUR)
+        self.assertTrue(self.timebase.time_of(4, HOUR).earliest_ms > BIRTH + 29 * HOUR)
+
+    def test_one_in_the_newest_boot_that_came_after_its_receipt_discredits_all(self):
+        self.hint(1, HOUR)
+        self.timebase.add_receipt(4, MINUTE, BIRTH + 22 * HOUR)
+        self.hint(4, 46 * HOUR)
+        self.assertIsNone(self.timebase.time_of(4, HOUR))
+
     def test_one_that_steps_discredits_all(self):
         self.hint(1, HOUR)
         self.hint(2, 9 * HOUR)

@@ -31,8 +31,10 @@ REMEMBERED = {
     29: "what a changed bond had barred was not dated again: it was shown with a false time",
     76: "a restored backup and rot took the first of two Frames of one value: the second was not marked",
     118: "a Sensor's clock that went back between two boots was believed: their brackets overlap",
+    120: "reads of a Sensor's clock were forgotten, and an index into them was not",
     121: "a clock was disproved by what was known after a restored backup: its values got other keys",
     174: "as 118; then rotten Records with a good ACKED behind them: their sequences were given again",
+    187: "an SNTP server a day behind dated the newest boot, and nobody looked again when its Journal ended",
     197: "a restored backup had forgotten a retraction: what it called done was not at the Hub",
 }
 """Every seed that has ever failed the code, and why. They run with each sweep, whatever else does.
