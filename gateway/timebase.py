@@ -217,7 +217,7 @@ class Timebase:
         return judged
 
     def _begins_elsewhere(self, boot: int) -> bool:
-        """Whether by its hints the boot began before the one before it ended, or too late for what came after.
+        """Whether by its hints the boot began before the one before it ended, or after what came later.
 
         The newest boot is known from one side at least.
         """

@@ -237,7 +237,7 @@ _NEW_JOURNAL = """
     returning journal, through, derived_through"""
 # The first Batch of a boot stays: it is the tightest bound for what came before it.
 _RECEIPT = "insert or ignore into receipt (journal, boot, uptime_ms, received_ms) values (?, ?, ?, ?)"
-# The first of a Journal says when the Kit's Journals before it had ended: their last Record is looked at again.
+# The first of a Journal says when those before it had ended: their last Record is looked at again.
 _ENDED = """
     update journal set derived_through = through - 1
     where kit = ? and journal < ? and derived_through = through and through > 0

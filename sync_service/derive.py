@@ -808,7 +808,7 @@ _INSERT_READING = """
     values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"""
 _INSERT_OUTBOX = "insert into outbox (reading, patient, state, due_ms) values (?, ?, 'queued', ?)"
 _BAR = "update reading set barred = 1 where reading = ? and barred = 0 and state <> 'repeat'"
-_FREE = "update reading set barred = 0 where reading = ?"
+_FREE = "update reading set barred = 0, reason = null where reading = ?"
 _INSERT_QUARANTINE = """
     insert into quarantine (kit, reason, content, received_ms) values (?, ?, ?, ?) on conflict do nothing"""
 # What a Sensor sent in this Journal and was taken for a repeat.

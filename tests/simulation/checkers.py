@@ -209,6 +209,9 @@ class Checks:
         waiting += [row.reading for row in rows.values() if row.state == "queued" and row.outbox is None]
         if waiting:
             self.found(LIVE, f"{len(waiting)} Readings wait for the Hub")
+        unbonded = [row.reading for row in rows.values() if (row.reason or "").startswith("the bond")]
+        if unbonded:
+            self.found(LIVE, f"{len(unbonded)} Readings wait for a bond that was accepted")
         behind = self.world.database.rows(
             "select kit, derived_through, through from journal where derived_through < through"
         )

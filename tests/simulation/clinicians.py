@@ -6,13 +6,15 @@ restored backup they say it again.
 
 import asyncio
 import struct
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway import record
 from gateway.limits import MAX_BATCH_BYTES
 from gateway.message import ENVELOPE_BYTES, begin_batch, seal_batch, up_topic
-from sync_service import assignments, outbox
+from sync_service import assignments, outbox, sensor_bonds
+from sync_service.derive import BOND_CHANGED
 from tests.simulation.home import DAY_S, HOUR_S, MINUTE_S, Home
 from tests.simulation.service import MAX_BRACKET_MS
 
@@ -103,6 +105,14 @@ class Clinicians:
         if readings:
             self.world.database.transaction(lambda db: outbox.replay(db, readings, now_ms))
             self.world.wake_workers()
+
+    def accept_bonds(self) -> None:
+        """Somebody has asked: the Sensor is still that patient's."""
+        database, now_ms = self.world.database, self.world.service_clock_ms()
+        query = """select distinct kit, sensor from reading join journal using (journal)
+            where reading.state = 'held' and reason = ?"""
+        for kit, sensor in database.rows(query, (BOND_CHANGED,)):
+            database.transaction(partial(sensor_bonds.accept, kit=kit, sensor=sensor, now_ms=now_ms))
 
     # --- A Kit's course -------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@
     confirmation lost        kept, and sent again
     no answer                a GATT operation that has none
     operation refused        a Sensor that does not do what its table says
+    bond forgotten           batteries were changed; it is paired again, and its values wait for a clinician
     clock unset / stopped / stepped / lost      batteries and buttons; `local` is the rule, not a fault
     failed measurement       NaN: cuff not tight
     questionable measurement / demonstration    status bits
@@ -65,7 +66,7 @@ KINDS = (
     "power cut", "power cut in a program", "power cut in an erase", "watchdog", "handler preempts",
     "flash refuses", "flash forgets", "bit rot",
     "link dropped", "confirmation lost", "no answer", "operation refused",
-    "clock unset", "clock stopped", "clock stepped", "clock lost",
+    "bond forgotten", "clock unset", "clock stopped", "clock stepped", "clock lost",
     "failed measurement", "questionable measurement", "demonstration", "hostile value",
     "worker killed", "two workers", "database down", "transaction broken", "commit unheard",
     "service clock wrong", "backup restored",

@@ -5,6 +5,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from tests.simulation.kit import WATCHDOG, Kit
+from tests.simulation.sensor import Sensor
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -102,7 +103,19 @@ class Home:
         away = self.random.random() < 0.1
         for sensor in self.kit.sensors:
             sensor.measure(patient)
+            if sensor.has_bond and self.world.faults.strikes("bond forgotten", 0.003):
+                sensor.has_bond = False
+                self.world.loop.spawn(None, self._pair_again(sensor), "pair again")
             if not away:
                 self.kit.call(sensor)
                 sensor.wake()
             await asyncio.sleep(self.random.uniform(60.0, 200.0))
+
+    async def _pair_again(self, sensor: Sensor) -> None:
+        """Its batteries were changed. Sooner or later somebody reads what to do, and presses the button."""
+        while not sensor.has_bond:
+            await asyncio.sleep(self.random.uniform(1.0, 20 * HOUR_S))
+            self.kit.open_pairing()
+            self.kit.call(sensor)
+            sensor.wake()
+            await asyncio.sleep(2 * MINUTE_S)

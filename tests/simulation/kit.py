@@ -339,10 +339,11 @@ class Kit:
             return
         with suppress(SensorError):
             reference = self.gateway.reference_of(sensor.address)
-            if not reference:
+            if not (reference and sensor.has_bond):
                 if not self.gateway.pairing(self.uptime_ms):
                     return
                 reference = self.gateway.bond(1, sensor.address, self.uptime_ms)
+                sensor.has_bond = True
             await Visit(self, sensor, reference).run()
 
     def open_pairing(self) -> None:

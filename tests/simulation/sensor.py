@@ -108,6 +108,7 @@ class Sensor:
         self.table = self._table()
         self.linger_s = random.choice((6.0, 12.0, 40.0))
         self._sending = self._asked = False
+        self.has_bond = False
         self.patient: str | None = None  # who has measured last
         self.left_s = 0.0  # when the last visit ended
 

@@ -191,6 +191,7 @@ class World:
             await asyncio.sleep(12 * HOUR_S)
             if self.database.up:
                 self.people.replay_parked()
+                self.people.accept_bonds()
 
     # --- The run --------------------------------------------------------------------------------------------
 
@@ -209,6 +210,7 @@ class World:
         self._stop_faults()
         loop.run_until(self.safety_s + REST_S - SETTLE_S)
         self.people.replay_parked()
+        self.people.accept_bonds()
         for minute in range(CALM_MIN):  # a moment in which nothing is on its way
             loop.run_until(self.safety_s + REST_S + 60.0 * minute)
             if all(kit.pending == 0 for kit in self.kits):
