@@ -20,7 +20,8 @@ from sync_service import assignments, identity, life, outbox, sensor_bonds, stor
 from sync_service.app import STATE_FILE, is_running, serve
 from sync_service.assignments import AssignmentError
 from sync_service.config import FILE_NAME, Config, ConfigError, load
-from sync_service.derive import COUNT_UNDATED, SELF_TEST
+from sync_service.context import SELF_TEST
+from sync_service.derive import COUNT_UNDATED
 from sync_service.identity import IdentityError
 from sync_service.life import LifeError
 from sync_service.store import StoreError, audit, connect

@@ -18,7 +18,8 @@ from gateway.reading import NEVER, Reading, text
 from gateway.record import Frame, decode_body
 from gateway.sensors import decode
 from sync_service.clock import Clock
-from sync_service.derive import COUNT_UNDATED, SELF_TEST
+from sync_service.context import SELF_TEST
+from sync_service.derive import COUNT_UNDATED
 from sync_service.store import Store, StoreError
 
 LATEST = 12

@@ -5,33 +5,24 @@ Readings and Outbox rows: kill -9 leaves both or none. Records are taken in sequ
 stored without a gap. A Frame whose time can't be told yet (its boot has no ANCHOR and has not ended) stops
 its Journal until more comes.
 
-What a Frame means depends on the Records before it: which Sensor sent it, what that Sensor's clock said, when
-it was last empty. This context is kept in memory per Journal and is nothing but a function of the Records: it
-is built anew from them at a start and after a failed transaction. ANCHORs alone are looked at ahead, so that
-a time is interpolated.
-
-The keys are those of DESIGN 9.2 and depend on nothing but the Records: however they are cut into chunks.
+What a Frame means depends on the Records before it (context.py). Keys depend on nothing but the Records,
+however they are cut into chunks.
 """
 
 import asyncio
-import hashlib
 import logging
 import sqlite3
-import struct
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from gateway import record
-from gateway.errors import FormatError, Unknown
-from gateway.reading import CONTINUOUS, NEVER, Clock, Feature, Reading, Value
-from gateway.record import Anchor, Event, Frame, Lost, Sensor, SensorClock, decode_body
-from gateway.sensors import can_store, decode, essence, is_measurement
-from gateway.timebase import SensorTimeline, Time, Timebase
+from gateway.errors import FormatError
+from gateway.record import Frame
+from gateway.sensors import is_measurement
+from gateway.timebase import Time
 from sync_service.assignments import (
     Assignment,
     bind,
@@ -41,6 +32,7 @@ from sync_service.assignments import (
     place_held,
     take_back,
 )
+from sync_service.context import Journal, Measurement, Moment, frame_of, not_emptied, own_key
 from sync_service.redate import News, redate
 from sync_service.store import Store, StoreUnavailable, count
 
@@ -55,46 +47,16 @@ POLL_S = 2.0
 """How soon Journals are looked at again without a word from ingest (another process may have stored)."""
 REPEAT_WITHIN_MS = 86_400_000
 """DESIGN 9.2: the same value of a Sensor without a time within a day may be a repeat; later it hardly is."""
-REMEMBERED_TIMESTAMPS = 512
-"""Per Journal, to see a clock that stands still: a fortnight of 30 readings a day."""
 CONTEXTS = 2_000
 """Journals kept in memory, some 10 kB each; beyond that they are built anew, in milliseconds."""
 MAX_BRACKET_MS = 43_200_000
 """Default of the widest time that is delivered: half a day still says which day."""
 
-BOND_CHANGED = "the bond with the Sensor has changed: it may be another one"
-NO_SENSOR = "the Sensor's description is missing"
-NOT_EMPTIED = "the Sensor could not be emptied at the bench: this may be its last patient's"
-SELF_TEST = "a self-test of the bench: no Sensor has measured it"
 COUNT_UNDATED = """
     select count(*) from journal join record on record.journal = journal.journal and record.type = 1
     and record.sequence > journal.derived_through and not exists (select 1 from reading
         where reading.journal = record.journal and reading.sequence = record.sequence)"""
 """Frames that are stored and have no Reading yet: their turn comes, or nothing tells when they were taken."""
-
-
-class Moment(NamedTuple):
-    """Where a Frame stands in its Journal."""
-
-    sequence: int
-    boot: int
-    uptime_ms: int
-
-
-class Measurement(NamedTuple):
-    """A decoded Frame, before it is compared with what is there."""
-
-    journal: "Journal"
-    at: Moment
-    sensor: str
-    content: bytes
-    stamped: bool  # by a clock that was set
-    believed: bool  # nothing speaks against that clock
-    streamed: bool
-    after_gap: bool  # its Sensor may have sent it before, in a Record that is lost
-    trust: str
-    time: Time
-    barred: str | None  # why no Assignment can release it
 
 
 class Known(NamedTuple):
@@ -249,8 +211,8 @@ class Deriver:
                 if type != record.FRAME:
                     journal.learn(type, version, at, body)
                 elif derived[0] is not None:
-                    self._pass(db, journal, _frame(version, body), at, derived)
-                elif not self._frame(journal, _frame(version, body), at, found):
+                    self._pass(db, journal, frame_of(version, body), at, derived)
+                elif not self._frame(journal, frame_of(version, body), at, found):
                     self._stopped[journal.number] = (journal.through, journal.cursor, journal.ended_ms)
                     return taken
             except FormatError as error:
@@ -326,354 +288,13 @@ class Deriver:
             collapsed = db.execute(_COLLAPSED, (journal.number, sensor.identity)).fetchall()
             for reading, content, *moment, body in collapsed:
                 at = Moment(*moment)
-                taken = journal.time_of(sensor, _frame(1, body), at)
+                taken = journal.time_of(sensor, frame_of(1, body), at)
                 placed = placer.place(journal, taken)
-                key = _own_key(content, journal, at)
+                key = own_key(content, journal, at)
                 queued += _release(db, reading, key, taken, placed, now_ms)
             if collapsed:
                 count(db, journal.kit, "clock disproved", 1)
         return queued
-
-
-class Source:
-    """A Sensor as a Journal knows it at some Record."""
-
-    def __init__(self, identity: str, timebase: Timebase, nobody: str | None = None) -> None:
-        self.identity = identity
-        self.timeline = SensorTimeline(timebase)
-        self.bond_changed = False
-        self._nobody = nobody  # why its values are of no Sensor that is known
-        self.feature: Feature | None = None  # 0x2A60
-        self.stands_still = False  # one timestamp came with two different values
-        self.told = False  # that the clock is disproved has been acted upon
-        self.read_at = 0  # sequence of the last read of its clock
-        self._seen: OrderedDict[tuple[int, tuple[int, ...]], tuple[Value, ...]] = OrderedDict()
-
-    @property
-    def barred(self) -> str | None:
-        """Why no Assignment can release its values; None: it can."""
-        return self._nobody or (BOND_CHANGED if self.bond_changed else None)
-
-    @property
-    def disproved(self) -> bool:
-        """The Sensor's clock is proved not running (DESIGN 9.2)."""
-        return self.stands_still or self.timeline.clock_disproved()
-
-    def remember(self, characteristic: int, reading: Reading) -> None:
-        """Compare with what came under the same timestamp; its status may differ (storage has a bit)."""
-        if reading.timestamp is None or not reading.clock_set or reading.trust == NEVER:
-            return
-        before = self._seen.setdefault((characteristic, reading.timestamp), reading.values)
-        self.stands_still |= before != reading.values
-        if len(self._seen) > REMEMBERED_TIMESTAMPS:
-            self._seen.popitem(last=False)
-
-
-class Journal:
-    """The context of one Journal: what the Records up to the cursor say about its Frames."""
-
-    def __init__(self, number: int, cursor: int, kit: str, journal_id: bytes, floor_ms: int) -> None:
-        self.number, self.cursor, self.kit, self.journal_id = number, cursor, kit, journal_id
-        self.through = cursor
-        self.episode: str | None = None  # that it belongs to
-        self.ended_ms: int | None = None  # the Kit had begun another Journal by then
-        self._timebase = Timebase()
-        self._timebase.not_before(floor_ms)
-        self._looked_through = 0
-        self._receipt_boot = -1
-        self._news: News | None = None
-        self._hints_held: bool | None = None  # None: not looked at since this start
-        self._anchor_at = 0  # sequence of the last ANCHOR that was looked at
-        self._boots: dict[int, int] = {}  # boot -> sequence of the last ANCHOR before it
-        self._sources: dict[int, Source] = {}
-        self._items: dict[
-            tuple[int, bytes], dict[int, bytes]
-        ] = {}  # all that each address has said about itself
-        self._marked: set[bytes] = set()  # addresses of Sensors that could not be emptied before
-        self._full: set[int] = set()  # references of those that have not been empty here yet
-        self._has_gap = False  # Records are lost that may have reached the Hub
-        self._emptied: set[int] = set()  # references of the Sensors that have been empty since
-        self._accepted: set[int] = set()  # sequences of BOND_CHANGED that the operator has accepted
-
-    def mark(self, marked: dict[bytes, tuple[str, int]], created_ms: int) -> None:
-        """Take the bench's marks (`not_emptied`), but not what is newer than this Journal of the same Kit.
-
-        There the Sensor is still with the patient that it came back from.
-        """
-        self._marked = {
-            address
-            for address, (kit, since_ms) in marked.items()
-            if kit != self.kit or since_ms <= created_ms
-        }
-
-    def rebuild(self, db: sqlite3.Connection) -> None:
-        """Learn again what the Records up to the cursor say."""
-        self._accepted = accepted(db, self.number)
-        for type, version, sequence, boot, uptime_ms, body in db.execute(
-            _CONTEXT, (self.number, 0, self.cursor)
-        ):
-            try:
-                self.learn(type, version, Moment(sequence, boot, uptime_ms), body)
-            except FormatError:
-                continue  # quarantined when it was first read
-        recent = db.execute(_RECENT_FRAMES, (self.number, self.cursor, REMEMBERED_TIMESTAMPS)).fetchall()
-        for version, body in reversed(recent):
-            self._remember(version, body)
-        self.disproved()
-        self._news = None  # what bears on Readings up to the cursor was used when the cursor passed it
-
-    def look_ahead(self, db: sqlite3.Connection) -> None:
-        """Learn what bears on times from everything stored: receipts, ANCHORs, which boots have ended."""
-        self._accepted = accepted(db, self.number)
-        told, since = self._timebase.changes, self._anchor_at
-        anchored: set[int] = set()
-        for type, version, sequence, boot, uptime_ms, body in self._beyond(db):
-            self._timebase.seen(boot, uptime_ms)
-            self._boots.setdefault(boot, self._anchor_at)
-            if type == record.ANCHOR and version == 1:
-                with suppress(FormatError):  # quarantined when it is read in its place
-                    anchor = decode_body(type, version, body)
-                    assert isinstance(anchor, Anchor)
-                    self._add_anchor(boot, uptime_ms, anchor)
-                    if anchor.source != record.FROM_SNTP:
-                        self._anchor_at = sequence
-                    if sequence <= self.cursor:  # used already: a Reading after it can't be news
-                        told, since = self._timebase.changes, self._anchor_at
-                    else:
-                        anchored.add(boot)
-        if self.ended_ms is not None:
-            self._timebase.ended_before(self.ended_ms)
-        for boot, uptime_ms, received_ms in db.execute(_RECEIPTS, (self.number, self._receipt_boot)):
-            self._timebase.add_receipt(boot, uptime_ms, received_ms)
-            self._receipt_boot = boot
-        if self._timebase.changes != told:
-            self._add_news(News(since, self.cursor, False))
-        if self._timebase.has_hints and self._hints_held != (hold := self._timebase.hints_hold()):
-            self._hints_held = hold
-            self._add_news(News(0, self.cursor, not hold))
-        for boot in anchored:
-            if not self._timebase.agrees(boot):
-                self._add_news(News(self._boots[boot], self.cursor, True))
-
-    def _beyond(self, db: sqlite3.Connection) -> list[Any]:
-        """What is no Frame among the Records that were not looked at yet."""
-        if self._looked_through == self.through:
-            return []
-        rows = db.execute(_CONTEXT, (self.number, self._looked_through, self.through)).fetchall()
-        self._looked_through = self.through
-        return rows
-
-    def _add_anchor(self, boot: int, uptime_ms: int, anchor: Anchor) -> None:
-        is_hint = anchor.source == record.FROM_SNTP
-        add = self._timebase.add_hint if is_hint else self._timebase.add_anchor
-        add(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
-
-    def take_news(self) -> News | None:
-        """What has become known of times that Readings have already."""
-        news, self._news = self._news, None
-        return news
-
-    def time_again(self, identity: str, body: bytes, sequence: int, boot: int, uptime_ms: int) -> Time | None:
-        """When the value of a Frame was taken, as known now; None: no more than before, or another Sensor."""
-        frame = _frame(1, body)
-        source = self._sources.get(frame.sensor)
-        if source is None or source.identity != identity:
-            return None
-        return self.time_of(source, frame, Moment(sequence, boot, uptime_ms))
-
-    def _add_news(self, news: News) -> None:
-        self._news = news if self._news is None else self._news.joined(news)
-
-    def learn(self, type: int, version: int, at: Moment, body: bytes) -> None:
-        """Take a Record that is no Frame. Raises FormatError for a known type that is broken."""
-        try:
-            learned = decode_body(type, version, body)
-        except Unknown:
-            return  # of a later release, or none of ours
-        self.take(learned, at)
-
-    def take(self, learned: object, at: Moment) -> None:
-        """Take the decoded body of a Record that is no Frame."""
-        if isinstance(learned, Sensor):
-            self._learn_sensor(learned)
-        elif isinstance(learned, SensorClock):
-            self._learn_clock(learned, at)
-        elif isinstance(learned, Event):
-            self._learn_event(learned, at)
-        elif isinstance(learned, Lost) and learned.reason != record.TORN:  # what was torn was never sent
-            # It may have been sent once: to a Store that was lost since, as its backup came back.
-            self._has_gap = True
-            self._emptied.clear()
-
-    def measure(self, frame: Frame, at: Moment) -> Measurement | None:
-        """The Frame as a Measurement; None while its time can't be told. Raises FormatError."""
-        source = self._sources.get(frame.sensor) or self._unknown(frame.sensor)
-        self._timebase.seen(at.boot, at.uptime_ms)
-        reading = _reading(frame)
-        taken = self._time_of(source, frame, reading, at)
-        if taken is None:
-            return None
-        source.remember(frame.characteristic, reading)
-        streamed = reading.kind == CONTINUOUS
-        return Measurement(
-            self,
-            at,
-            source.identity,
-            content_of(source.identity, frame.characteristic, frame.value),
-            bool(reading.timestamp and reading.clock_set),
-            not source.disproved,
-            streamed,
-            self._has_gap and not streamed and frame.sensor not in self._emptied,
-            reading.trust,
-            taken,
-            source.barred or self._why_barred(source, frame),
-        )
-
-    def is_anchored(self, boot: int) -> bool:
-        """Whether the service has told the time in this boot, and not a server that nobody vouches for."""
-        return bool(self._timebase.is_anchored(boot))
-
-    def source_of(self, reference: int) -> Source | None:
-        """The Sensor as described so far, None when it is not."""
-        return self._sources.get(reference)
-
-    def time_of(self, source: Source, frame: Frame, at: Moment) -> Time | None:
-        """When the Frame's value was taken, as known now."""
-        return self._time_of(source, frame, _reading(frame), at)
-
-    def disproved(self) -> list[Source]:
-        """The Sensors whose clock has been disproved since this was last asked."""
-        news = [source for source in self._sources.values() if source.disproved and not source.told]
-        for source in news:
-            source.told = True
-        return news
-
-    def _time_of(self, source: Source, frame: Frame, reading: Reading, at: Moment) -> Time | None:
-        stores = can_store(frame.characteristic, source.feature)
-        return source.timeline.time_of(reading, at.boot, at.uptime_ms, can_store=stores)
-
-    def _why_barred(self, source: Source, frame: Frame) -> str | None:
-        """A Sensor that was full when it came sends its last patient's values first, until it is empty."""
-        is_full = frame.sensor in self._full and can_store(frame.characteristic, source.feature)
-        return NOT_EMPTIED if is_full else None
-
-    def _learn_sensor(self, sensor: Sensor) -> None:
-        if sensor.address in self._marked and (sensor.sensor, sensor.address) not in self._items:
-            self._full.add(sensor.sensor)
-        # A session that could not ask again sends less: what the address has once said of itself stays.
-        items = self._items.setdefault((sensor.sensor, sensor.address), {})
-        items.update((tag, value) for tag, value in sensor.items if tag != record.FEATURE)
-        identity = sensor_identity(sensor.address, items)
-        source = self._sources.get(sensor.sensor)
-        if source is None or source.identity != identity:
-            source = self._sources[sensor.sensor] = self._renamed(source, identity)
-        for tag, value in sensor.items:
-            if tag == record.FEATURE and len(value) > 2:
-                feature = decode(struct.unpack_from("<H", value)[0], value[2:])
-                if isinstance(feature, Feature) and feature.kind == "plx_features":
-                    source.feature = feature
-
-    def _renamed(self, source: Source | None, identity: str) -> Source:
-        """An address that learns its serial is the same Sensor; any other change is another one."""
-        if source and source.identity.startswith("address:"):
-            source.identity = identity
-            return source
-        other = Source(identity, self._timebase)
-        # Who has broken the bond describes itself as it likes, and only then sends.
-        other.bond_changed = source is not None and source.bond_changed
-        return other
-
-    def _learn_clock(self, clock: SensorClock, at: Moment) -> None:
-        # Empty: the write got no answer. Nobody knows which time the clock has since.
-        read = decode(clock.characteristic, clock.value) if clock.value else None
-        source = self._sources.get(clock.sensor)
-        if source and (read is None or isinstance(read, Clock)):
-            source.timeline.clock_read(clock.kind, at.boot, at.uptime_ms, read.date_time if read else None)
-            if source.read_at:
-                self._add_news(News(source.read_at, at.sequence, False))
-            source.read_at = at.sequence
-
-    def _learn_event(self, event: Event, at: Moment) -> None:
-        source = self._sources.get(event.sensor)
-        if event.code == record.BOND_CHANGED and at.sequence not in self._accepted:
-            # Its SENSOR may be lost: what follows is barred all the same.
-            (source or self._unknown(event.sensor)).bond_changed = True
-        elif source and event.code in (record.BOND_MADE, record.BOND_CHANGED):
-            source.bond_changed = False
-        elif source and event.code == record.SENSOR_DRAINED:
-            source.timeline.drained(at.boot, at.uptime_ms)
-            self._full.discard(event.sensor)
-            self._emptied.add(event.sensor)
-
-    def _unknown(self, reference: int) -> Source:
-        name = f"unknown:{self.kit}/{self.journal_id.hex()}/{reference}"
-        # No Sensor has reference 0: such a Frame never becomes anybody's.
-        barred = NO_SENSOR if reference else SELF_TEST
-        return self._sources.setdefault(reference, Source(name, self._timebase, barred))
-
-    def _remember(self, version: int, body: bytes) -> None:
-        try:
-            frame = _frame(version, body)
-            if is_measurement(frame.characteristic) and frame.sensor in self._sources:
-                self._sources[frame.sensor].remember(frame.characteristic, _reading(frame))
-        except FormatError:
-            return
-
-
-def _frame(version: int, body: bytes) -> Frame:
-    frame = decode_body(record.FRAME, version, body)
-    assert isinstance(frame, Frame)
-    return frame
-
-
-def _reading(frame: Frame) -> Reading:
-    reading = decode(frame.characteristic, frame.value)
-    assert isinstance(reading, Reading)
-    return reading
-
-
-def accepted(db: sqlite3.Connection, journal: int) -> set[int]:
-    """Sequences of the BOND_CHANGED Records of a Journal that the operator has accepted."""
-    return {sequence for (sequence,) in db.execute(_ACCEPTED, (journal,))}
-
-
-def not_emptied(db: sqlite3.Connection) -> dict[bytes, tuple[str, int]]:
-    """Address of each Sensor that could not be emptied: the Kit that it came back with, and since when."""
-    rows = db.execute("select sensor, kit, since_ms from not_emptied").fetchall()
-    return {bytes.fromhex(sensor.replace(":", "")): (kit, since_ms) for sensor, kit, since_ms in rows}
-
-
-# --- Keys ---------------------------------------------------------------------------------------------------
-
-
-def sensor_identity(address: bytes, items: dict[int, bytes]) -> str:
-    """What a Sensor is known by: its serial, else its System ID, else its identity address.
-
-    The serial goes with maker and model: two makers count alike. '000000' and the like are no serial.
-    """
-    serial = _text(items.get(record.SERIAL, b""))
-    if len(set(serial)) > 1:
-        names = _text(items.get(record.MANUFACTURER, b"")), _text(items.get(record.MODEL, b"")), serial
-        return "serial:" + "/".join(quote(name, safe=" ") for name in names)
-    system_id = items.get(record.SYSTEM_ID, b"")
-    if len(set(system_id)) > 1:
-        return f"system-id:{system_id.hex('-').upper()}"
-    return f"address:{address.hex(':').upper()}"
-
-
-def content_of(identity: str, characteristic: int, value: bytes) -> bytes:
-    """Hash of a measurement's content (DESIGN 9.2): 16 bytes. Whether it comes from storage is none of it."""
-    text = f"homeward-reading-1|{identity}|{characteristic:04x}|{essence(characteristic, value).hex()}"
-    return hashlib.sha256(text.encode()).digest()[:16]
-
-
-def _own_key(content: bytes, journal: Journal, at: Moment) -> bytes:
-    """The key of a value whose content can't tell it from another: with the place of its Frame."""
-    return hashlib.sha256(content + journal.journal_id + struct.pack("<I", at.sequence)).digest()[:16]
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "replace").strip("\0 \t\r\n")
 
 
 # --- Rows ---------------------------------------------------------------------------------------------------
@@ -711,7 +332,7 @@ def _row(
     # the Store comes back from a backup.
     by_content = one.stamped and (one.believed or before is None)
     repeat_of = first if by_content else None
-    key = one.content if by_content else _own_key(one.content, one.journal, one.at)
+    key = one.content if by_content else own_key(one.content, one.journal, one.at)
     recent = before is not None and one.time.earliest_ms - before.newest_ms <= REPEAT_WITHIN_MS
     possible = not by_content and (recent or one.after_gap)
     if not one.streamed:
@@ -783,15 +404,6 @@ _RECORDS = """
         quality
     from record left join reading using (journal, sequence)
     where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
-# What is no Frame: few, and in an index of their own.
-_CONTEXT = """
-    select type, version, sequence, boot, uptime_ms, body from record
-    where journal = ? and sequence > ? and sequence <= ? and type <> 1 order by sequence"""
-_RECENT_FRAMES = """
-    select version, body from record
-    where journal = ? and sequence <= ? and type = 1 order by sequence desc limit ?"""
-_ACCEPTED = "select sequence from accepted_bond where journal = ?"
-_RECEIPTS = "select boot, uptime_ms, received_ms from receipt where journal = ? and boot > ? order by boot"
 # Of each content: the Reading that stands for it, the newest one that has it and when that was taken. What
 # stands for its content has it as its key; the others are in an index of their own.
 _KNOWN = """

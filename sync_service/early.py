@@ -34,7 +34,7 @@ from gateway.reading import CONTINUOUS, NEVER, Reading
 from gateway.record import Event, Frame, Sensor, decode_body
 from gateway.sensors import can_store, decode, is_measurement
 from gateway.timebase import HELD_MS
-from sync_service.derive import Journal, Measurement, Moment, Source
+from sync_service.context import Journal, Measurement, Moment, Source
 
 PEEKS_AT_ONCE = 16
 """In one transaction: each reads the context of its Journal anew, some 10 ms for an old one."""

@@ -15,7 +15,7 @@ from gateway import record
 from gateway.errors import FormatError
 from gateway.record import Event, Sensor, SensorClock, decode_body
 from sync_service import life
-from sync_service.derive import BOND_CHANGED
+from sync_service.context import BOND_CHANGED
 from sync_service.life import LifeError
 
 MAX_RECORDS = 20_000

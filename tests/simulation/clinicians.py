@@ -14,7 +14,7 @@ from gateway import record
 from gateway.limits import MAX_BATCH_BYTES
 from gateway.message import ENVELOPE_BYTES, begin_batch, seal_batch, up_topic
 from sync_service import assignments, outbox, sensor_bonds
-from sync_service.derive import BOND_CHANGED
+from sync_service.context import BOND_CHANGED
 from tests.simulation.home import DAY_S, HOUR_S, MINUTE_S, Home
 from tests.simulation.service import MAX_BRACKET_MS
 

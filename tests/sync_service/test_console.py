@@ -19,7 +19,8 @@ from gateway import record
 from hw.virtual.programs import ProgramMissing
 from sync_service import console
 from sync_service.assignments import assign, end
-from sync_service.derive import BOND_CHANGED, Deriver
+from sync_service.context import BOND_CHANGED
+from sync_service.derive import Deriver
 from sync_service.store import Store, connect, count
 from tests.chromium import Page, browsing
 

@@ -13,14 +13,8 @@ from kit_journal import BIRTH_MS, BP, CONTINUOUS, CUFF, DAY, HOUR, MINUTE, OXIME
 from gateway import record
 from sync_service import derive, life
 from sync_service.assignments import assign
-from sync_service.derive import (
-    BOND_CHANGED,
-    NO_SENSOR,
-    NOT_EMPTIED,
-    Deriver,
-    content_of,
-    sensor_identity,
-)
+from sync_service.context import BOND_CHANGED, NO_SENSOR, NOT_EMPTIED, content_of, sensor_identity
+from sync_service.derive import Deriver
 from sync_service.life import LifeError
 from sync_service.sensor_bonds import accept
 from sync_service.store import Store, connect

@@ -11,7 +11,8 @@ from gateway import record
 from gateway.timebase import HELD_MS
 from sync_service import early
 from sync_service.assignments import assign
-from sync_service.derive import BOND_CHANGED, Deriver
+from sync_service.context import BOND_CHANGED
+from sync_service.derive import Deriver
 from sync_service.store import connect
 
 NOW = BIRTH_MS + 30 * DAY

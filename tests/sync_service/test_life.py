@@ -11,7 +11,8 @@ from kit_journal import BIRTH_MS, CUFF, DAY, OXIMETER, SPOT, KitJournal, spot
 
 from sync_service import life
 from sync_service.assignments import assign, end
-from sync_service.derive import SELF_TEST, Deriver
+from sync_service.context import SELF_TEST
+from sync_service.derive import Deriver
 from sync_service.life import ACTIVE, STEPS, LifeError, Step
 from sync_service.store import connect
 
