@@ -239,7 +239,7 @@ class Deriver:
 
         Its key stays. Its time is that of all others now, and a bond that had changed takes it back.
         """
-        reading, was_barred, *known = derived
+        reading, sensor, was_barred, *known = derived
         one = journal.measure(frame, at)
         if one is None:
             return
@@ -247,6 +247,8 @@ class Deriver:
             self._bar(db, journal, reading, one.barred)
             return
         if was_barred:
+            if one.sensor != sensor:  # described too late: its key is that of nobody's value
+                return
             db.execute(_FREE, (reading,))
             self._freed.add(journal)
         if one.time != tuple(known):
@@ -400,8 +402,8 @@ _WITH_WORK = """
     order by journal.through - journal.derived_through"""
 # The next Records of a Journal. Some have their Reading: derived early, or before a Record came late.
 _RECORDS = """
-    select record.sequence, type, version, boot, uptime_ms, body, reading, barred, earliest_ms, latest_ms,
-        quality
+    select record.sequence, type, version, boot, uptime_ms, body, reading, sensor, barred, earliest_ms,
+        latest_ms, quality
     from record left join reading using (journal, sequence)
     where journal = ? and sequence > ? and sequence <= ? order by sequence limit ?"""
 # Of each content: the Reading that stands for it, the newest one that has it and when that was taken. What

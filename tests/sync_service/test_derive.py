@@ -335,6 +335,22 @@ def test_readings_after_a_changed_bond_are_held_until_a_bond_is_made(
     assert readings(db, "state, reason") == [("held", BOND_CHANGED), ("queued", None), ("queued", None)]
 
 
+def test_a_description_that_comes_late_releases_no_value_of_nobody(
+    db: sqlite3.Connection, kit: KitJournal
+) -> None:
+    gap = kit.lost(record.ROTTEN)
+    kit.frame(7, SPOT, spot(97))
+    derived(db, kit)
+    described = KitJournal()
+    described.sensor(7, (record.SERIAL, b"777777"))
+    ((*_, body, _),) = described._rows
+    db.execute("update record set type = ?, body = ? where sequence = ?", (record.SENSOR, body, gap))
+    db.execute("update journal set derived_through = ?", (gap - 1,))
+    kit.frame(7, SPOT, spot(98))
+    derived(db, kit)
+    assert readings(db, "sensor like 'unknown%', barred") == [(1, 1), (0, 0)]
+
+
 def test_a_changed_bond_that_is_accepted_releases_what_was_held_for_it(
     db: sqlite3.Connection, kit: KitJournal
 ) -> None:
