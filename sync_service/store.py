@@ -235,26 +235,9 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 def copy(path: Path, to: Path) -> None:
-    """Copy a Store to a new file, as it is at one moment. Raises StoreError, StoreUnavailable."""
-    if not path.is_file():
-        raise StoreError(f"{path} is not there")
-    try:
-        os.close(os.open(to, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-    except FileExistsError:
-        raise StoreError(f"{to} is there already: name a new file") from None
-    except OSError as error:
-        raise StoreUnavailable(f"{to}: {error}") from None
-    try:
-        with closing(connect(path)) as db, closing(sqlite3.connect(to)) as copied:
-            db.backup(copied)
-            (found,) = copied.execute("pragma quick_check(1)").fetchone()
-            if found != "ok":
-                raise StoreError(f"{path} is broken: {found}")
-    except BaseException as error:
-        to.unlink()
-        if isinstance(error, sqlite3.Error):
-            raise StoreUnavailable(f"{to}: {error}") from None
-        raise
+    """Copy the Store to a new file, as it is at one moment. Raises StoreError, StoreUnavailable."""
+    with closing(connect(path)) as db:
+        _copy(db, to)
 
 
 def restore(path: Path, backup: Path, suffix: str) -> Path | None:
@@ -263,15 +246,47 @@ def restore(path: Path, backup: Path, suffix: str) -> Path | None:
     Nobody may have the Store open. Its WAL goes with it: SQLite would play it back upon the other file.
     Raises StoreError, StoreUnavailable; then the Store is where it was.
     """
-    new = path.with_name(path.name + ".new")
+    if not backup.is_file():
+        raise StoreError(f"{backup} is not there")
+    new, replaced = path.with_name(path.name + ".new"), path.with_name(path.name + suffix)
     new.unlink(missing_ok=True)
-    copy(backup, new)
-    replaced = path.with_name(path.name + suffix)
+    # Immutable: the backup may lie where nobody can write, and stays as it is.
+    try:
+        with closing(sqlite3.connect(f"{backup.absolute().as_uri()}?immutable=1", uri=True)) as db:
+            _copy(db, new)
+        connect(new).close()  # of an earlier release, it is brought to this one's schema
+    except StoreError as error:
+        new.unlink(missing_ok=True)
+        raise type(error)(f"{backup}: {error}") from None
     for end in ("-wal", "-shm", ""):
         if (part := path.with_name(path.name + end)).exists():
             part.rename(replaced.with_name(replaced.name + end))
     new.rename(path)
     return replaced if replaced.exists() else None
+
+
+def _copy(db: sqlite3.Connection, to: Path) -> None:
+    """Copy an open Store to a file that is made for it, for nobody else to read."""
+    try:
+        (version,) = db.execute("pragma user_version").fetchone()
+        if not version:
+            raise StoreError("this is no Store")
+        os.close(os.open(to, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except FileExistsError:
+        raise StoreError(f"{to} is there already: name a new file") from None
+    except (sqlite3.Error, OSError) as error:
+        raise StoreUnavailable(f"{to}: {error}") from None
+    try:
+        with closing(sqlite3.connect(to)) as copied:
+            db.backup(copied)
+            (found,) = copied.execute("pragma quick_check(1)").fetchone()
+            if found != "ok":
+                raise StoreError(f"it is broken: {found}")
+    except BaseException as error:
+        to.unlink()
+        if isinstance(error, sqlite3.Error):
+            raise StoreUnavailable(f"{to}: {error}") from None
+        raise
 
 
 def _create(path: Path) -> None:

@@ -151,13 +151,41 @@ def test_a_restore_of_what_is_no_store_changes_nothing(
     run: Run, db: sqlite3.Connection, tmp_path: Path
 ) -> None:
     measured(db)
-    broken = tmp_path / "broken.sqlite"
+    broken, other, later = (tmp_path / name for name in ("broken.sqlite", "other.sqlite", "later.sqlite"))
     broken.write_bytes(b"SQLite format 3\0" + bytes(4_000))
-    for name, sentence in ((str(broken), "broken.sqlite"), (str(tmp_path / "none"), "is not there")):
-        code, _, error = run("restore", name)
+    for path, version in ((other, 0), (later, 99)):
+        with closing(sqlite3.connect(path)) as made:
+            made.execute("create table something (n)")
+            made.execute(f"pragma user_version = {version}")
+    for path, sentence in (
+        (broken, "broken.sqlite"),
+        (other, "other.sqlite: this is no Store"),
+        (later, "version 99"),
+        (tmp_path / "none", "is not there"),
+    ):
+        code, _, error = run("restore", str(path))
         assert code == 1 and sentence in error
     assert said(run, "status")["readings"] == 1
     assert not list(tmp_path.glob("**/*.new")) and not list(tmp_path.glob("**/*.before-*"))
+
+
+def test_a_backup_from_where_nobody_writes_and_of_an_earlier_release_is_restored_and_stays_as_it_was(
+    run: Run, db: sqlite3.Connection, tmp_path: Path
+) -> None:
+    measured(db)
+    db.close()
+    copied = tmp_path / "kept" / "copy.sqlite"
+    copied.parent.mkdir()
+    assert run("backup", str(copied))[0] == 0
+    with closing(sqlite3.connect(copied)) as earlier:
+        earlier.execute("drop table accepted_bond")
+        earlier.execute("pragma user_version = 3")
+    before = copied.read_bytes()
+    assert run("restore", str(copied))[0] == 0
+    assert said(run, "status")["readings"] == 1
+    assert copied.read_bytes() == before and [path.name for path in copied.parent.iterdir()] == [
+        "copy.sqlite"
+    ]
 
 
 def test_counters_and_status_are_shown(run: Run, db: sqlite3.Connection) -> None:
