@@ -373,6 +373,10 @@ class SensorTimeline:
                 self._links.pop(0)
             self._near = None
 
+    def records_lost(self) -> None:
+        """Records are missing here: the clock may have been set."""
+        self._run += 1
+
     def drained(self, boot: int, uptime_ms: int) -> None:
         """At this time the Sensor held nothing older: it had gone quiet."""
         self._drained.append((boot, uptime_ms))

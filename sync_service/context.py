@@ -221,10 +221,13 @@ class Journal:
             self._learn_clock(learned, at)
         elif isinstance(learned, Event):
             self._learn_event(learned, at)
-        elif isinstance(learned, Lost) and learned.reason != record.TORN:  # what was torn was never sent
-            # It may have been sent once: to a Store that was lost since, as its backup came back.
+        elif isinstance(learned, Lost) and learned.reason != record.TORN:
+            # What is lost may have been sent once: to a Store that was lost since, as its backup came back. And
+            # a Sensor's clock may have been set. What was torn was never sent, and no write came after it.
             self._has_gap = True
             self._emptied.clear()
+            for source in self._sources.values():
+                source.timeline.records_lost()
 
     def measure(self, frame: Frame, at: Moment) -> Measurement | None:
         """The Frame as a Measurement; None while its time can't be told. Raises FormatError."""

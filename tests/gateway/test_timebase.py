@@ -378,6 +378,16 @@ class Sensors(unittest.TestCase):
         self.read(HOUR + 200, HOUR, CLOCK_AFTER)
         self.assertFalse(self.timeline.clock_disproved())
 
+    def test_a_set_that_is_lost_is_allowed_for(self):
+        # Both reads fit a clock that ran and drifted; in between it was set (found by the simulation).
+        self.read(HOUR, HOUR + 17 * SECOND)
+        self.timeline.records_lost()
+        self.read(5 * HOUR, 5 * HOUR + 5 * SECOND)
+        self.assertFalse(self.timeline.clock_disproved())
+        time = self.taken(2 * HOUR, 5 * HOUR + 1)
+        self.assertTrue(time.earliest_ms <= BIRTH + 2 * HOUR <= time.latest_ms)
+        self.assertEqual(time.quality, "bracketed")
+
     def test_a_stepped_clock_is_not_believed(self):
         self.read(0, 0)
         self.timeline.drained(1, 1)

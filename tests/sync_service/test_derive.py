@@ -226,6 +226,23 @@ def test_a_timestamp_is_corrected_by_the_reads_around_it(db: sqlite3.Connection,
     assert earliest <= BIRTH_MS + 91 * MINUTE <= latest and latest - earliest < 10_000
 
 
+@pytest.mark.parametrize(
+    ("reason", "quality"), [(record.ROTTEN, "bracketed"), (record.TORN, "sensor_corrected")]
+)
+def test_where_records_are_lost_a_clock_may_have_been_set(
+    db: sqlite3.Connection, kit: KitJournal, reason: int, quality: str
+) -> None:
+    kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 9, 23, 0, 0))
+    kit.lost(reason)
+    kit.uptime_ms += 2 * HOUR
+    kit.anchor()
+    kit.clock(CUFF, record.CLOCK_BEFORE, (2026, 7, 10, 1, 0, 0))
+    stamped = GOOD_BP[:7] + struct.pack("<HBBBBB", 2026, 7, 10, 0, 30, 0) + GOOD_BP[7:]
+    kit.frame(CUFF, BP, bytes([GOOD_BP[0] | 2]) + stamped[1:])
+    derived(db, kit)
+    assert readings(db, "quality") == [(quality,)]
+
+
 def test_the_disproof_is_known_again_after_a_restart(db: sqlite3.Connection, kit: KitJournal) -> None:
     kit.frame(OXIMETER, SPOT, spot(97, at=NOON))
     kit.frame(OXIMETER, SPOT, spot(91, at=NOON))
