@@ -222,7 +222,7 @@ class Journal:
         elif isinstance(learned, Event):
             self._learn_event(learned, at)
         elif isinstance(learned, Lost) and learned.reason != record.TORN:
-            # It may have been sent once, to a Store whose backup has come back since; and a Sensor's clock may
+            # It may have been sent once, to a Store whose backup has come back since; a Sensor's clock may
             # have been set. What was torn was never sent, and no write to a Sensor came after it.
             self._has_gap = True
             self._emptied.clear()
