@@ -28,7 +28,7 @@ class GoesOnInATornBlock(Journal):
     """Appends behind the last good Record, whatever lies there."""
 
     def _recover(self) -> None:
-        tail = self._walk(self._newest)
+        tail, _ = self._walk(self._newest)
         super()._recover()
         self._head = tail
 
