@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -224,10 +225,13 @@ def _restore(options: argparse.Namespace) -> None:
     if is_running(config.store):
         raise StoreError("the service is running: stop it first")
     replaced = store.restore(config.store, options.file, f".before-{_now_ms()}")
-    _change(config, "restore", str(options.file), lambda db: None)
+    issued, who = identity.issued(config.folder), getpass.getuser()
+    recall = partial(life.recall, issued=issued, who=who, now_ms=_now_ms())
+    for kit in _change(config, "restore", str(options.file), recall):
+        print(f"Kit {kit} is {'revoked' if issued[kit].revoked else 'there'} again, by its certificate")
     if replaced:
         print(f"the Store as it was is now {replaced}")
-    print("Now enter again what was entered since that backup: assign, return, kit add, kit revoke.")
+    print("Now enter again what was entered since that backup: assign, return, steps of a Kit's life.")
     print("Then `homeward-sync recheck`, and start the service: the Kits send what it lacks.")
 
 

@@ -100,6 +100,13 @@ class IdentityError(Exception):
     """What can't be made or revoked; the sentence is for the operator."""
 
 
+class Certified(NamedTuple):
+    """A Kit's newest certificate."""
+
+    born_ms: int  # no Record of the Kit is older
+    revoked: bool
+
+
 class _Issued(NamedTuple):
     """A certificate with its key."""
 
@@ -211,6 +218,18 @@ def revoke_kit(folder: Path, kit: str) -> None:
     revoked = x509.load_pem_x509_crl((folder / "broker/revoked.pem").read_bytes())
     serials = {one.serial_number for one in revoked} | {certificate.serial_number}
     _write_revoked(folder, authority, sorted(serials))
+
+
+def issued(folder: Path) -> dict[str, Certified]:
+    """What there is of each Kit that has ever had a certificate from here."""
+    crl = x509.load_pem_x509_crl((folder / "broker/revoked.pem").read_bytes())
+    found = {}
+    for path in sorted((folder / "ca/issued").glob("*.pem")):
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        revoked = crl.get_revoked_certificate_by_serial_number(certificate.serial_number) is not None
+        born_ms = round(certificate.not_valid_before_utc.timestamp() * 1000)
+        found[path.stem] = Certified(born_ms, revoked)
+    return found
 
 
 def free_port(address: str) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gateway.record import FRAME
+from sync_service.identity import Certified
 from sync_service.kit_id import kit_id, number_of
 from sync_service.store import audit
 
@@ -104,6 +105,22 @@ def add(db: sqlite3.Connection, kit: str, life: str, *, who: str, now_ms: int) -
         (kit, _access(life), now_ms, life, now_ms),
     )
     audit(db, now_ms, who, "kit add", kit, kit)
+
+
+def recall(db: sqlite3.Connection, issued: dict[str, Certified], *, who: str, now_ms: int) -> list[str]:
+    """Take Kits that a restored Store lacks, and revocations, from the certificates; return the names."""
+    found = []
+    known = dict(db.execute("select kit, state from kit"))
+    for kit, certificate in issued.items():
+        if kit not in known:
+            add(db, kit, PROVISIONED, who=who, now_ms=now_ms)
+            db.execute("update kit set created_ms = ? where kit = ?", (certificate.born_ms, kit))
+        elif known[kit] != "active" or not certificate.revoked:
+            continue
+        if certificate.revoked:
+            take(db, Step(kit, "revoke", who, now_ms))
+        found.append(kit)
+    return found
 
 
 def take(db: sqlite3.Connection, step: Step) -> str:

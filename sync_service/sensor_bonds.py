@@ -65,10 +65,12 @@ def accept(db: sqlite3.Connection, kit: str, sensor: str, now_ms: int) -> int:
         raise LifeError(
             f"nothing of {sensor} is held for a changed bond of Kit {kit}: see `homeward-sync held`"
         )
-    for journal, reference in {(journal, body[0]) for journal, body in held}:
+    # What has changed after the newest of them nobody has seen yet.
+    newest = {(journal, body[0]): sequence for journal, sequence, body in held}
+    for (journal, reference), last in newest.items():
         changed = [
             sequence
-            for sequence, version, body in db.execute(_EVENTS, (journal, record.EVENT))
+            for sequence, version, body in db.execute(_EVENTS, (journal, record.EVENT, last))
             if _is_changed(version, body, reference)
         ]
         db.executemany(_ACCEPT, [(journal, sequence, now_ms) for sequence in changed])
@@ -108,10 +110,11 @@ _RECORDS = """
     select type, version, body from record
     where journal = ? and sequence <= ? and type <> 1 order by sequence limit ?"""
 _HELD = """
-    select reading.journal, record.body
+    select reading.journal, reading.sequence, record.body
     from reading join journal using (journal)
     join record on record.journal = reading.journal and record.sequence = reading.sequence
-    where journal.kit = ? and reading.sensor = ? and reading.state = 'held' and reading.reason = ?"""
-_EVENTS = "select sequence, version, body from record where journal = ? and type = ?"
+    where journal.kit = ? and reading.sensor = ? and reading.state = 'held' and reading.reason = ?
+    order by reading.sequence"""
+_EVENTS = "select sequence, version, body from record where journal = ? and type = ? and sequence < ?"
 _ACCEPT = "insert into accepted_bond values (?, ?, ?) on conflict do nothing"
 _DERIVE_AGAIN = "update journal set derived_through = min(derived_through, ?) where journal = ?"

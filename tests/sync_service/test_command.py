@@ -147,6 +147,28 @@ def test_a_backup_is_restored_and_what_was_delivered_looked_at_again(
         assert replaced.execute("select count(*) from assignment where end_ms is not null").fetchone() == (1,)
 
 
+def test_after_a_restore_kits_and_revocations_are_known_by_their_certificates(
+    run: Run, db: sqlite3.Connection, tmp_path: Path
+) -> None:
+    # Else what a Kit of since has measured would be refused, and a stolen one heard again.
+    db.close()
+    copied = str(tmp_path / "copy.sqlite")
+    run("backup", copied)
+    for arguments in (("add", "HW-0003"), ("add", "HW-0004"), ("revoke", "HW-0004"), ("revoke", "HW-0002")):
+        assert run("kit", *arguments)[0] == 0
+    _, out, _ = run("restore", copied)
+    assert "Kit HW-0003 is there again" in out and "Kit HW-0002 is revoked again" in out
+    kits = said(run, "kit", "list")
+    assert [(one["kit"], one["state"]) for one in kits] == [
+        ("HW-0001", "active"),
+        ("HW-0002", "revoked"),
+        ("HW-0003", "active"),
+        ("HW-0004", "revoked"),
+    ]
+    born = {one["kit"]: one["created_ms"] for one in kits}
+    assert born["HW-0003"] < born["HW-0001"], "what it has measured before the restore is not younger"
+
+
 def test_a_restore_of_what_is_no_store_changes_nothing(
     run: Run, db: sqlite3.Connection, tmp_path: Path
 ) -> None:
