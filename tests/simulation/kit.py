@@ -308,6 +308,7 @@ class Kit:
         while True:
             while self.gateway.maintain():
                 await asyncio.sleep(0.05)
+            self.news.set()
             await asyncio.sleep(self.random.uniform(10.0, HOUSEKEEPING_S))
 
     async def _ask_time(self) -> None:
@@ -325,6 +326,7 @@ class Kit:
             self.gateway.receive_sntp(
                 packet, nonce, sent_ms=sent_ms, now_ms=self.uptime_ms, floor_ms=self.world.epoch_ms
             )
+            self.news.set()
 
     # --- The radio ------------------------------------------------------------------------------------------
 
