@@ -7,9 +7,8 @@ them is wrong and nobody knows which: then the answer spans all of them. A boot 
 between the boots before it (or the floor) and what came after it: the next boot, or the service's clock at
 receipt.
 
-An ANCHOR from an SNTP server is a hint: nobody vouches for it. It is used only in a boot without another
-ANCHOR, and only while the Journal's hints have been compared with ANCHORs of other boots (closely, once) and
-nothing has ever excluded one: neither an ANCHOR, nor what came before and after, nor another hint.
+What an SNTP server has said is in the Journal as well, and is not used: nobody vouches for it, and one that
+is right before a boot and after it may have been wrong in it.
 
 A Sensor's own clock counts in local time, perhaps wrong. What helps is not what it shows but how its
 difference to true time behaved: in a stretch between two reads whose difference stayed the same (within
@@ -23,7 +22,7 @@ what was told of it before is then told again, narrower.
 
 from collections import namedtuple
 
-from gateway.limits import ANCHOR_EVERY_MS, DRIFT_PPM, SENSOR_DRIFT_PPM, SNTP_BOUND_MS
+from gateway.limits import ANCHOR_EVERY_MS, DRIFT_PPM, SENSOR_DRIFT_PPM
 from gateway.port import const
 from gateway.reading import CONTINUOUS, OLDEST_SET_YEAR, Reading, seconds_of
 from gateway.record import CLOCK_AFTER, CLOCK_SET
@@ -42,10 +41,6 @@ SYNCED = "synced"
 EXTRAPOLATED = "extrapolated"
 SENSOR_CORRECTED = "sensor_corrected"
 BRACKETED = "bracketed"
-
-# What an ANCHOR says of a hint.
-CONFIRMED = const(1)
-EXCLUDED = const(2)
 
 CLOCK_LATENCY_MS = const(2_000)
 """From a Sensor's look at its clock to our noting the answer, or from noting a set to its effect. The Gateway
@@ -87,8 +82,6 @@ class Timebase:
         self._newest = -1
         self._brackets: dict[int, tuple[int, int | None]] | None = None
         self._end_ms: int | None = None  # every boot had ended by then
-        self.has_hints = False
-        self._hints_hold: bool | None = None  # None: to be found anew
 
     def not_before(self, utc_ms: int) -> None:
         """Nothing in this Journal is older (provisioning)."""
@@ -115,24 +108,6 @@ class Timebase:
         self._boot(boot).add_anchor((uptime_ms, utc_ms - uncertainty_ms - 1, utc_ms + uncertainty_ms + 1))
         self._change()
 
-    def add_hint(self, boot: int, uptime_ms: int, utc_ms: int, uncertainty_ms: int) -> None:
-        """An SNTP server says that at this uptime it was `utc_ms`, give or take `uncertainty_ms`."""
-        self.seen(boot, uptime_ms)
-        self.has_hints = True
-        known = self._boot(boot)
-        if known.hints is None:
-            known.hints = _Boot()
-        spread_ms = max(uncertainty_ms, SNTP_BOUND_MS) + 1
-        known.hints.add_anchor((uptime_ms, utc_ms - spread_ms, utc_ms + spread_ms))
-        self._change()
-
-    def hints_hold(self) -> bool:
-        """Whether hints are believed in boots without an ANCHOR."""
-        if self._hints_hold is None:
-            judged = [self._judge_hints(boot) for boot in self._boots if self._boots[boot].hints is not None]
-            self._hints_hold = CONFIRMED in judged and EXCLUDED not in judged
-        return self._hints_hold
-
     def add_receipt(self, boot: int, uptime_ms: int, utc_ms: int) -> None:
         """The service got the boot's first Batch, sent at this uptime, at `utc_ms` of its clock."""
         self.seen(boot, uptime_ms)
@@ -146,20 +121,10 @@ class Timebase:
         known = self._boots.get(boot)
         if known is not None and known.anchors:
             return known.time_of(uptime_ms)
-        bracket = self._between_neighbours(boot, uptime_ms) if self._has_ended(boot) else None
-        if known is None or known.hints is None or not self.hints_hold():
-            return bracket
-        hinted = known.hints.time_of(uptime_ms)
-        if bracket is None:
-            return Time(hinted.earliest_ms, hinted.latest_ms, EXTRAPOLATED)
-        earliest, latest = (
-            max(hinted.earliest_ms, bracket.earliest_ms),
-            min(hinted.latest_ms, bracket.latest_ms),
-        )
-        return Time(min(earliest, latest), max(earliest, latest), EXTRAPOLATED)
+        return self._between_neighbours(boot, uptime_ms) if self._has_ended(boot) else None
 
     def is_anchored(self, boot: int) -> bool:
-        """Whether the boot has an ANCHOR that is no hint."""
+        """Whether the boot has an ANCHOR."""
         known = self._boots.get(boot)
         return known is not None and bool(known.anchors)
 
@@ -194,48 +159,14 @@ class Timebase:
 
     def _change(self) -> None:
         self.changes += 1
-        self._brackets = self._hints_hold = None
-
-    def _judge_hints(self, boot: int) -> int:
-        """CONFIRMED, EXCLUDED, or 0: nothing to compare the boot's hints with."""
-        known = self._boots[boot]
-        hints = known.hints
-        assert hints is not None
-        if not hints.agrees():
-            return EXCLUDED
-        if not known.anchors:
-            return EXCLUDED if self._begins_elsewhere(boot) else 0
-        judged = 0
-        for uptime_ms, earliest, latest in hints.anchors:
-            told = known.time_of(uptime_ms)
-            if told.latest_ms < earliest or latest < told.earliest_ms:
-                return EXCLUDED
-            # Close enough for the server to be within SNTP_BOUND_MS, however the round trip was divided.
-            less_ms = latest - earliest - 2 * SNTP_BOUND_MS
-            if earliest + less_ms <= told.earliest_ms and told.latest_ms <= latest - less_ms:
-                judged = CONFIRMED
-        return judged
-
-    def _begins_elsewhere(self, boot: int) -> bool:
-        """Whether by its hints the boot began before the one before it ended, or after what came later.
-
-        The newest boot is known from one side at least.
-        """
-        known = self._boots[boot]
-        began_ms, ended_ms = self._bracket(boot)
-        latest_ms = known.latest_begin(ended_ms)
-        hinted = known.hints.time_of(0)  # type: ignore[union-attr]
-        return hinted.latest_ms < began_ms or (latest_ms is not None and latest_ms < hinted.earliest_ms)
-
-    def _bracket(self, boot: int) -> "tuple[int, int | None]":
-        if self._brackets is None:
-            self._brackets = self._bracket_all()
-        return self._brackets[boot]
+        self._brackets = None
 
     def _between_neighbours(self, boot: int, uptime_ms: int) -> "Time | None":
         self.seen(boot, uptime_ms)
         known = self._boots[boot]
-        began_ms, ended_ms = self._bracket(boot)
+        if self._brackets is None:
+            self._brackets = self._bracket_all()
+        began_ms, ended_ms = self._brackets[boot]
         bounds = [] if ended_ms is None else [ended_ms - _least(known.last_ms - uptime_ms)]
         if known.receipt is not None and known.receipt[0] >= uptime_ms:
             bounds.append(_start(known.receipt[0] - uptime_ms, known.receipt[1]))
@@ -266,7 +197,6 @@ class _Boot:
         self.last_ms = 0
         self.anchors: list[tuple[int, int, int]] = []  # by uptime
         self.receipt: tuple[int, int] | None = None
-        self.hints: _Boot | None = None
         self._combined: list[tuple[int, int, int]] | None = None
         self._agree = True
 

@@ -96,9 +96,7 @@ class _Group:
         journal = self._journal(arrival)
         self._seen_ms[kit] = arrival.received_ms
         if self._sure:
-            receipt = (journal.number, batch.boot, batch.uptime_ms, arrival.received_ms)
-            if self._db.execute(_RECEIPT, receipt).rowcount:
-                self._db.execute(_ENDED, (kit, journal.number, journal.number, batch.boot))
+            self._db.execute(_RECEIPT, (journal.number, batch.boot, batch.uptime_ms, arrival.received_ms))
         if arrival.records:
             self._records(journal, arrival)
         for piece in arrival.broken:
@@ -237,11 +235,6 @@ _NEW_JOURNAL = """
     returning journal, through, derived_through"""
 # The first Batch of a boot stays: it is the tightest bound for what came before it.
 _RECEIPT = "insert or ignore into receipt (journal, boot, uptime_ms, received_ms) values (?, ?, ?, ?)"
-# The first of a Journal says when those before it had ended: their last Record is looked at again.
-_ENDED = """
-    update journal set derived_through = through - 1
-    where kit = ? and journal < ? and derived_through = through and through > 0
-    and not exists (select 1 from receipt where receipt.journal = ? and boot <> ?)"""
 _PEEK = "insert or ignore into peek (journal, first, last, after_sequence) values (?, ?, ?, ?)"
 _STORED = """
     select type, version, sequence, boot, uptime_ms, body from record

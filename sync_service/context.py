@@ -103,7 +103,6 @@ class Journal:
         self._looked_through = 0
         self._receipt_boot = -1
         self._news: News | None = None
-        self._hints_held: bool | None = None  # None: not looked at since this start
         self._anchor_at = 0  # sequence of the last ANCHOR that was looked at
         self._boots: dict[int, int] = {}  # boot -> sequence of the last ANCHOR before it
         self._sources: dict[int, Source] = {}
@@ -155,11 +154,12 @@ class Journal:
                 with suppress(FormatError):  # quarantined when it is read in its place
                     anchor = decode_body(type, version, body)
                     assert isinstance(anchor, Anchor)
-                    self._add_anchor(boot, uptime_ms, anchor)
-                    if anchor.source != record.FROM_SNTP:
-                        self._anchor_at = sequence
+                    if anchor.source == record.FROM_SNTP:
+                        continue  # nobody vouches for it
+                    self._timebase.add_anchor(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
+                    self._anchor_at = sequence
                     if sequence <= self.cursor:  # used already: a Reading after it can't be news
-                        told, since = self._timebase.changes, self._anchor_at
+                        told, since = self._timebase.changes, sequence
                     else:
                         anchored.add(boot)
         if self.ended_ms is not None:
@@ -169,9 +169,6 @@ class Journal:
             self._receipt_boot = boot
         if self._timebase.changes != told:
             self._add_news(News(since, self.cursor, False))
-        if self._timebase.has_hints and self._hints_held != (hold := self._timebase.hints_hold()):
-            self._hints_held = hold
-            self._add_news(News(0, self.cursor, not hold))
         for boot in anchored:
             if not self._timebase.agrees(boot):
                 self._add_news(News(self._boots[boot], self.cursor, True))
@@ -183,11 +180,6 @@ class Journal:
         rows = db.execute(_CONTEXT, (self.number, self._looked_through, self.through)).fetchall()
         self._looked_through = self.through
         return rows
-
-    def _add_anchor(self, boot: int, uptime_ms: int, anchor: Anchor) -> None:
-        is_hint = anchor.source == record.FROM_SNTP
-        add = self._timebase.add_hint if is_hint else self._timebase.add_anchor
-        add(boot, uptime_ms, anchor.utc_ms, anchor.uncertainty_ms)
 
     def take_news(self) -> News | None:
         """What has become known of times that Readings have already."""
@@ -254,7 +246,7 @@ class Journal:
         )
 
     def is_anchored(self, boot: int) -> bool:
-        """Whether the service has told the time in this boot, and not a server that nobody vouches for."""
+        """Whether the service has told the time in this boot."""
         return bool(self._timebase.is_anchored(boot))
 
     def source_of(self, reference: int) -> Source | None:

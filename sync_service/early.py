@@ -6,8 +6,7 @@ EVENT than the peek holds itself. What may be in it: other Frames, reads of the 
 Frame of the window is derived early only where none of that can make a difference to whose it is, nor make
 its bound false:
 
-    its boot has an ANCHOR of the service's in the    a time by anchors, which the gap could only narrow;
-    Store                                             what an SNTP server said, the gap may exclude
+    its boot has an ANCHOR in the Store               a time by anchors, which the gap could only narrow
     its Sensor is known, and barred by no bond        no SENSOR or bond EVENT of it stands behind the Frame in
                                                       the peek: what was there before it would be hidden
     it has no timestamp of a clock that was set       that makes its key, if the clock is believed; and what

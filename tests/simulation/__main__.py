@@ -34,10 +34,11 @@ REMEMBERED = (
     (120, 14, 5, "reads of a Sensor's clock were forgotten, and an index into them was not"),
     (121, 14, 5, "after a restored backup a clock was disproved by more Records: values got other keys"),
     (174, 14, 5, "rotten Records with a good ACKED behind them: their sequences were given again"),
-    (187, 14, 5, "an SNTP server a day behind dated a newest boot; nobody looked when its Journal ended"),
+    (187, 14, 5, "an SNTP server a day behind dated a newest boot"),
     (197, 14, 5, "a restored backup had forgotten a retraction: what it called done was not at the Hub"),
     (477, 3, 2, "one rotten bit in the only header after a wipe: the Kit found no Journal any more"),
     (1916, 3, 2, "that a Sensor's clock was set stood in a Record that rotted: off by four seconds"),
+    (6060, 3, 2, "an SNTP server that was wrong in one boot alone, where nothing excluded it, dated that"),
 )
 """Every world (seed, days, Kits) that the code has ever failed in, and why. Each sweep has them as well.
 

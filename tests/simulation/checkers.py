@@ -209,7 +209,8 @@ class Checks:
         waiting += [row.reading for row in rows.values() if row.state == "queued" and row.outbox is None]
         if waiting:
             self.found(LIVE, f"{len(waiting)} Readings wait for the Hub")
-        unbonded = [row.reading for row in rows.values() if (row.reason or "").startswith("the bond")]
+        held = [row for row in rows.values() if row.state == "held"]
+        unbonded = [row.reading for row in held if (row.reason or "").startswith("the bond")]
         if unbonded:
             self.found(LIVE, f"{len(unbonded)} Readings wait for a bond that was accepted")
         behind = self.world.database.rows(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kit_journal import BIRTH_MS, BP, CUFF, DAY, HOUR, MINUTE, OXIMETER, SPOT, KitJournal, spot
+from kit_journal import BIRTH_MS, BP, CUFF, MINUTE, KitJournal
 from wire import batch
 
 from gateway.message import up_topic
@@ -43,29 +43,4 @@ def test_a_record_that_comes_late_is_derived_and_no_other_twice(tmp_path: Path) 
     assert after[:-1] == before
     assert after[-1][0] == late
     assert db.execute("select derived_through from journal").fetchone() == (kit.sequence,)
-    db.close()
-
-
-def test_what_a_later_journal_says_of_the_end_of_one_reaches_its_readings(tmp_path: Path) -> None:
-    # Nothing else comes of it any more: no Record would have it looked at again (found by the simulation).
-    db = connect(tmp_path / "store.sqlite")
-    kit = KitJournal()
-    kit.create(db)
-    kit.begin()
-    kit.hint(BIRTH_MS + kit.uptime_ms)
-    kit.boot, kit.uptime_ms = 2, HOUR
-    kit.hint(BIRTH_MS + DAY)  # false: the Kit is back at the bench by then
-    kit.frame(OXIMETER, SPOT, spot())
-    kit.store(db)
-    deriver = Deriver()
-    deriver.chunk(db, now_ms=BIRTH_MS)
-    times = "select earliest_ms, latest_ms, quality from reading"
-    ((earliest_ms, _, quality),) = db.execute(times).fetchall()
-    assert quality == "extrapolated" and earliest_ms > BIRTH_MS + 23 * HOUR
-    came_ms = BIRTH_MS + 4 * HOUR
-    first = decode(up_topic(kit.kit), batch(journal_id=b"journal2", uptime_ms=0), came_ms)
-    keep(db, [first], came_ms)
-    deriver.chunk(db, now_ms=BIRTH_MS)
-    ((earliest_ms, latest_ms, quality),) = db.execute(times).fetchall()
-    assert quality == "bracketed" and earliest_ms < BIRTH_MS + 2 * HOUR < latest_ms <= came_ms + 10
     db.close()
