@@ -56,6 +56,9 @@ class NorFlash:
         self.interrupt: Callable[[], None] | None = None  # the handler wants to run
         self.recent: deque[bytes] = deque(maxlen=8)  # what was programmed last
         self.last = (0, 0)  # offset and length of the last program
+        self.given_up: set[int] = (
+            set()
+        )  # blocks that were to be erased, and refused: what they hold is let go
         self._rotten: set[int] = set()  # blocks that may hold a 0 which nobody has programmed
         self._random = random
 
@@ -102,7 +105,9 @@ class NorFlash:
                 self.cells[i] |= self._random.getrandbits(8)
             self._fail("power cut in an erase")
         if self.troubles("flash refuses", 0.01):
+            self.given_up.add(position)
             raise OSError(5)
+        self.given_up.discard(position)
         self.cells[start : start + self.block_bytes] = b"\xff" * self.block_bytes
 
     def rot(self, offset: int) -> None:
