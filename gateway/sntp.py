@@ -2,8 +2,8 @@
 
 It is optional, and never better than its bound. The packet is not authenticated, and a home's router may have
 any time at all. So it is asked only while the service gives no time; it never sets a Sensor's clock or the
-wall clock; what the service's Acks or the floor exclude is refused and told in an EVENT; and the service
-itself believes it only where it has been compared with Acks (`timebase`).
+wall clock; what the service's Acks or the floor exclude is refused and told in an EVENT; and what is left
+stands in the Journal as evidence, and dates no Reading (`timebase`).
 """
 
 import struct
