@@ -224,8 +224,8 @@ def _restore(options: argparse.Namespace) -> None:
     config = load(options.dir)
     if is_running(config.store):
         raise StoreError("the service is running: stop it first")
+    issued, who = identity.issued(config.folder), getpass.getuser()  # before anything is moved
     replaced = store.restore(config.store, options.file, f".before-{_now_ms()}")
-    issued, who = identity.issued(config.folder), getpass.getuser()
     recall = partial(life.recall, issued=issued, who=who, now_ms=_now_ms())
     for kit in _change(config, "restore", str(options.file), recall):
         print(f"Kit {kit} is {'revoked' if issued[kit].revoked else 'there'} again, by its certificate")

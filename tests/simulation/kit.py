@@ -56,9 +56,7 @@ class NorFlash:
         self.interrupt: Callable[[], None] | None = None  # the handler wants to run
         self.recent: deque[bytes] = deque(maxlen=8)  # what was programmed last
         self.last = (0, 0)  # offset and length of the last program
-        self.given_up: set[int] = (
-            set()
-        )  # blocks that were to be erased, and refused: what they hold is let go
+        self.given_up: set[int] = set()  # blocks that have refused an erase: what they hold is let go
         self._rotten: set[int] = set()  # blocks that may hold a 0 which nobody has programmed
         self._random = random
 

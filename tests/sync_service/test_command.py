@@ -191,7 +191,7 @@ def test_a_restore_of_what_is_no_store_changes_nothing(
     assert not list(tmp_path.glob("**/*.new")) and not list(tmp_path.glob("**/*.before-*"))
 
 
-def test_a_backup_from_where_nobody_writes_and_of_an_earlier_release_is_restored_and_stays_as_it_was(
+def test_a_backup_of_an_earlier_release_is_restored_and_stays_as_it_was(
     run: Run, db: sqlite3.Connection, tmp_path: Path
 ) -> None:
     measured(db)

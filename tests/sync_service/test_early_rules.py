@@ -150,12 +150,12 @@ def test_a_set_timestamp_waits_for_what_the_gap_says_of_its_clock(outage: Outage
     assert (timed,) in outage.readings()
 
 
-def test_a_time_of_an_sntp_server_waits_for_what_the_gap_says_of_it(outage: Outage) -> None:
-    outage.kit.hint(BIRTH_MS + outage.kit.uptime_ms)  # right, and confirmed by the ANCHOR before it
+def test_a_boot_that_an_sntp_server_alone_has_told_of_waits(outage: Outage) -> None:
+    outage.kit.hint(BIRTH_MS + outage.kit.uptime_ms)
     outage.gap_comes()
     outage.through = outage.kit.sequence
     outage.later()
-    outage.kit.hint(BIRTH_MS + 9 * HOUR)  # not right any more, and in the gap
+    outage.kit.hint(BIRTH_MS + 9 * HOUR)
     outage.begin_window()
     outage.kit.boot, outage.kit.uptime_ms = 2, HOUR
     outage.kit.hint(BIRTH_MS + 12 * HOUR)
